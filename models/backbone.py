@@ -1,0 +1,171 @@
+"""timm's feature pyramids, dilated to the stride that is asked for."""
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor, nn
+
+# timm takes seconds to import, so that each function here imports it itself.
+
+Triple = tuple[float, float, float]
+
+
+def build(name: str, output_stride: int, pretrained: bool | Path = False) -> nn.Module:
+    """A module from images B3HW to the list of its stages' features, finest first; `feature_info` states channels and reductions.
+
+    pretrained: true loads timm's weights, a path a file of weights (or a folder with <name>.safetensors, .pth or .pt). Ignored on
+    the meta device. ValueError: an unknown name, a stride that the backbone cannot have, weights that cannot be loaded.
+    """
+    _check_name(name)
+    on_meta = torch.empty(0).is_meta
+    network = _create(name, output_stride, pretrained is True and not on_meta)
+    if not isinstance(pretrained, bool) and not on_meta:
+        print(load(network, weights_file(Path(pretrained), name), name), flush=True)
+    return network
+
+
+@cache
+def describe(name: str, output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(channels, strides) of the stages, finest first, without building any weights."""
+    with torch.device("meta"):
+        return shape(build(name, output_stride))
+
+
+def shape(network: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(channels, strides) of a built backbone's stages."""
+    stages: Any = network.feature_info
+    return tuple(stages.channels()), tuple(stages.reduction())
+
+
+def normalization(name: str) -> tuple[Triple, Triple]:
+    """(mean, standard deviation) per RGB channel, in [0, 1], that the backbone's weights were trained with."""
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.models import get_pretrained_cfg
+
+    _check_name(name)
+    known = get_pretrained_cfg(name)
+    mean, deviation = (known.mean, known.std) if known else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return (mean[0], mean[1], mean[2]), (deviation[0], deviation[1], deviation[2])
+
+
+def _check_name(name: str) -> None:
+    """ValueError where timm has no such model, or no such weights of it."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    architecture = name.partition(".")[0]
+    if ":" in name or not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise ValueError(f"backbone {name!r} is not in timm" + (f"; did you mean {', '.join(near)}" if near else ""))
+    try:
+        known = get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise ValueError(f"backbone {name!r}: timm has no such weights of {architecture}; known: {tags}") from None
+    if known and known.fixed_input_size:
+        raise ValueError(f"backbone {name!r} takes images of one size only ({known.input_size[1]} x {known.input_size[2]})")
+
+
+def _create(name: str, output_stride: int, pretrained: bool) -> nn.Module:
+    """The model; timm's many ways to refuse a stride or a download become ValueErrors."""
+    import timm
+
+    # Stride 32 is what most have undilated: those that cannot be dilated reject the argument itself.
+    stride: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+    try:
+        network = timm.create_model(name, features_only=True, **stride)
+    except (AssertionError, TypeError, RuntimeError, NotImplementedError, ValueError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        hint = "; try 32, or a dilated family such as resnet" if stride else ""
+        raise ValueError(f"backbone {name!r} cannot give features at output_stride {output_stride} ({reason}){hint}") from None
+    largest = max(shape(network)[1])
+    if largest != output_stride:
+        raise ValueError(f"backbone {name!r} has stride {largest}, not output_stride {output_stride}")
+    if not pretrained:
+        return network
+    _notice_missing_network()
+    try:
+        return timm.create_model(name, pretrained=True, features_only=True, **stride)
+    except Exception as error:  # whatever the hub's client, the network or timm raises
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"backbone {name!r}: its weights could not be loaded ({reason}). Without network, set backbone.pretrained to the path "
+            "of a downloaded file of weights, or to false to train from scratch"
+        ) from None
+
+
+def _notice_missing_network() -> None:
+    """Tell the hub's client where there is no network: it then takes its cache or fails at once, instead of trying for a minute."""
+    from huggingface_hub import constants
+
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return  # the proxy resolves names, we may not be able to
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+
+
+def weights_file(path: Path, name: str) -> Path:
+    """The file that `path` means: itself, or in a folder the one that is called like the backbone."""
+    if path.is_dir():
+        wanted = [path / f"{stem}{suffix}" for stem in (name, name.partition(".")[0]) for suffix in (".safetensors", ".pth", ".pt")]
+        found = [file for file in wanted if file.is_file()]
+        if not found:
+            raise ValueError(f"backbone.pretrained: {path} has no {', '.join(file.name for file in wanted)}")
+        return found[0]
+    if not path.is_file():
+        raise ValueError(f"backbone.pretrained: {path} does not exist; give a file of weights, or false to train from scratch")
+    return path
+
+
+def read_weights(file: Path) -> Mapping[str, Tensor]:
+    """The tensors of a .safetensors or torch file, where need be out of the checkpoint that holds them. Runs no code of the file."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # truncated, not a file of weights, or with pickled code
+        raise ValueError(f"backbone.pretrained: {file} cannot be read as weights ({' '.join(str(error).split())[:200]})") from None
+    for key in ("state_dict", "model", "weights"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"backbone.pretrained: {file} holds no weights")
+    return tensors
+
+
+def load(network: nn.Module, file: Path, name: str) -> str:
+    """Copy a file's weights into a backbone, by name and shape; a line that says what was and was not loaded."""
+    given = {_plain(key): (key, value) for key, value in read_weights(file).items()}
+    own = network.state_dict()
+    fitting = {key: given[_plain(key)][1] for key in own if _plain(key) in given and given[_plain(key)][1].shape == own[key].shape}
+    if not any(own[key].dim() > 1 for key in fitting):
+        raise ValueError(f"backbone.pretrained: {file} has no weights of {name} (it begins with {', '.join(list(given)[:3])})")
+    network.load_state_dict(fitting, strict=False)
+    missing = [key for key in own if key not in fitting]
+    used = {_plain(key) for key in fitting}
+    unused = [key for plain, (key, _) in given.items() if plain not in used]
+    lines = [f"backbone {name}: {len(fitting)} of {len(own)} tensors loaded from {file}"]
+    lines += [f"without weights: {_some(missing)}"] * bool(missing) + [f"unused: {_some(unused)}"] * bool(unused)
+    return "; ".join(lines)
+
+
+def _plain(key: str) -> str:
+    """A key without wrappers' prefixes; timm's feature extractors write stages_0.x for stages.0.x."""
+    return re.sub(r"^(module\.|model\.|_orig_mod\.|backbone\.)+", "", key).replace(".", "_")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,23 @@
+"""The last part of a network, from features to logits: a classifier alone, or with a conditional random field."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from models.crf.embedded import Embedded
+from models.crf.unary import Unary
+
+
+class CRF(Protocol):
+    """Built from (channels, classes, *, options); its options are its keyword-only arguments."""
+
+    dropout: nn.Dropout2d  # before the classifier
+    classifier: nn.Conv2d  # 1x1
+    needs_superpixels: bool
+
+    def __call__(self, features_BChw: Tensor, image_B3HW: Tensor, superpixels_BHW: Tensor | None, /) -> tuple[Tensor, dict[str, Tensor]]:
+        """(logits_BKhw, what its losses need by name: `unary` for logits before the field). The image is in [0, 1]."""
+
+
+CRFS: Mapping[str, Callable[..., CRF]] = {"embedded": Embedded, "unary": Unary}

@@ -1,0 +1,86 @@
+"""Atrous spatial pyramid pooling, with or without DeepLabV3+'s decoder.
+
+Chen et al.: Rethinking Atrous Convolution for Semantic Image Segmentation (V3, 2017); Encoder-Decoder with Atrous Separable
+Convolution (V3+, ECCV 2018). Shapes are those of the commonly published baseline: image pooling, a
+1x1 and one 3x3 convolution per rate, concatenated; a plain 3x3 bottleneck; upsampled to stride 4, joined with a 1x1 of the low-level
+stage, two 3x3 convolutions. V3+ is the default; V3 is `separable: false, decoder: false`; plain ASPP also `pooling: false`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import End, conv_norm_act, resize, size_of
+
+LOW_LEVEL_STRIDE = 4
+
+
+class DeepLab(nn.Module):
+    """ASPP on the last stage; the bottleneck (without decoder) or the decoder's second convolution is the end."""
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        classes: int,
+        *,
+        width: int = 512,
+        rates: tuple[int, ...] = (12, 24, 36),
+        separable: bool = True,
+        decoder: bool = True,
+        low_level: int = 48,
+        pooling: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(width, low_level, *rates) < 1:
+            raise ValueError("head deeplab: width, low_level and rates must be at least 1")
+        self.aspp = ASPP(channels[-1], width, tuple(rates), separable, pooling)
+        bottleneck = End(self.aspp.channels, width)
+        self.decoder = Decoder(channels, strides, bottleneck, low_level, separable) if decoder else None
+        self.end = End(width, width, 3, separable) if decoder else bottleneck
+        self.channels = self.end.inputs
+        self.stride = LOW_LEVEL_STRIDE if decoder else strides[-1]
+        self.align_corners = False
+        # The pooled branch has one value per channel and image, which a batch of one image cannot normalise.
+        self.smallest_batch = 2 if pooling else 1
+
+    def forward(self, stages: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(features_BCHW at `stride`, nothing more)."""
+        context_BCHW = self.aspp(stages[-1])
+        return (context_BCHW if self.decoder is None else self.decoder(context_BCHW, stages)), {}
+
+
+class ASPP(nn.Module):
+    """Branches of `width` channels each: the image's mean, 1x1, and a dilated 3x3 for each rate."""
+
+    def __init__(self, channels: int, width: int, rates: tuple[int, ...], separable: bool, pooling: bool) -> None:
+        super().__init__()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_norm_act(channels, width, 1)) if pooling else None
+        self.point = conv_norm_act(channels, width, 1)
+        self.atrous = nn.ModuleList(conv_norm_act(channels, width, 3, dilation=rate, separable=separable) for rate in rates)
+        self.channels = width * (pooling + 1 + len(rates))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The branches side by side: B, channels, H, W."""
+        pooled = [] if self.pool is None else [self.pool(x_BCHW).expand(-1, -1, *x_BCHW.shape[-2:])]
+        return torch.cat([*pooled, self.point(x_BCHW), *(branch(x_BCHW) for branch in self.atrous)], dim=1)
+
+
+class Decoder(nn.Module):
+    """The bottleneck, upsampled and refined with the low-level stage."""
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], bottleneck: End, low_level: int, separable: bool) -> None:
+        super().__init__()
+        if LOW_LEVEL_STRIDE not in strides:
+            raise ValueError(f"head deeplab: its decoder needs a stage of stride 4, the backbone has {list(strides)}; set decoder: false")
+        self.stage = len(strides) - 1 - list(reversed(strides)).index(LOW_LEVEL_STRIDE)
+        self.bottleneck = conv_norm_act(bottleneck.inputs, bottleneck.outputs, bottleneck.kernel)
+        self.low_level = conv_norm_act(channels[self.stage], low_level, 1)
+        self.refine = conv_norm_act(bottleneck.outputs + low_level, bottleneck.outputs, 3, separable=separable)
+
+    def forward(self, context_BCHW: Tensor, stages: list[Tensor]) -> Tensor:
+        """Features at stride 4."""
+        low_BChw = self.low_level(stages[self.stage])
+        up_BChw = resize(self.bottleneck(context_BCHW), size_of(low_BChw))
+        return self.refine(torch.cat([up_BChw, low_BChw], dim=1))

@@ -1,0 +1,265 @@
+"""What several parts of a network share: convolutions, resizing, the end of a head, means over superpixels, batch norm over ranks."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from models.reductions import all_gather, all_sum
+
+
+class Output(NamedTuple):
+    """What a network gives. The logits may have any resolution; `align_corners` is how to resize them."""
+
+    logits_BKhw: Tensor
+    features_BChw: Tensor
+    extras: dict[str, Tensor]
+    align_corners: bool = False
+
+
+class End(NamedTuple):
+    """A head's last convolution, which it leaves to `Projection`."""
+
+    inputs: int
+    outputs: int
+    kernel: int = 3
+    separable: bool = False
+
+
+def conv_norm_act(inputs: int, outputs: int, kernel: int, *, dilation: int = 1, separable: bool = False) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU, at the input's size; separable: the same depthwise, then 1x1."""
+    if separable:
+        depthwise = _conv_norm_act(inputs, inputs, kernel, dilation, groups=inputs)
+        return nn.Sequential(*depthwise, *_conv_norm_act(inputs, outputs, 1, 1, groups=1))
+    return _conv_norm_act(inputs, outputs, kernel, dilation, groups=1)
+
+
+def _conv_norm_act(inputs: int, outputs: int, kernel: int, dilation: int, groups: int) -> nn.Sequential:
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out" if groups == 1 else "fan_in", nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def classifier(channels: int, classes: int) -> nn.Conv2d:
+    """The 1x1 convolution from features to logits; small weights start every class at about the same probability."""
+    conv = nn.Conv2d(channels, classes, 1)
+    nn.init.normal_(conv.weight, std=0.01)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+class Projection(nn.Module):
+    """The end convolution of a head, in one of two forms.
+
+    end: convolution, norm, activation; its activation is both features and output.
+    linear (CAR): features z is a 1x1 convolution with bias, without norm; output is a 1x1 convolution, norm, activation of z.
+    """
+
+    def __init__(self, end: End, form: Literal["end", "linear"] = "end") -> None:
+        super().__init__()
+        if form not in ("end", "linear"):
+            raise ValueError(f"projection must be end or linear, not {form!r}")
+        self.linear = nn.Conv2d(end.inputs, end.outputs, 1) if form == "linear" else None
+        if self.linear is None:
+            self.end = conv_norm_act(end.inputs, end.outputs, end.kernel, separable=end.separable)
+        else:
+            self.end = conv_norm_act(end.outputs, end.outputs, 1)
+        self.channels = end.outputs
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(features_BCHW for the losses, output_BCHW for the crf)."""
+        if self.linear is None:
+            output_BCHW = self.end(x_BCHW)
+            return output_BCHW, output_BCHW
+        features_BCHW = self.linear(x_BCHW)
+        return features_BCHW, self.end(features_BCHW)
+
+
+def size_of(x: Tensor) -> tuple[int, int]:
+    """(height, width) of a tensor whose last axes they are."""
+    return x.shape[-2], x.shape[-1]
+
+
+def resize(x_BCHW: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Bilinear interpolation to `size` (height, width), without antialiasing."""
+    if size_of(x_BCHW) == tuple(size):
+        return x_BCHW
+    if x_BCHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return resize_by_products(x_BCHW, size, align_corners)
+    return F.interpolate(x_BCHW, size, mode="bilinear", align_corners=align_corners)
+
+
+def resize_by_products(x_BCHW: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """`resize` as two matrix products: its gradient is deterministic on CUDA, where interpolate's is not."""
+    rows_hH = _interpolation(x_BCHW.shape[-2], size[0], align_corners, x_BCHW)
+    columns_wW = _interpolation(x_BCHW.shape[-1], size[1], align_corners, x_BCHW)
+    with torch.autocast(x_BCHW.device.type, enabled=False):  # it would make products, unlike interpolations, half precision
+        return rows_hH @ (x_BCHW @ columns_wW.T)
+
+
+def _interpolation(source: int, target: int, align_corners: bool, like: Tensor) -> Tensor:
+    """The (target, source) matrix of linear interpolation."""
+    steps = torch.arange(target, device=like.device, dtype=torch.float32)
+    corners, centres = steps * ((source - 1) / max(target - 1, 1)), (steps + 0.5) * (source / target) - 0.5
+    place = corners if align_corners else centres.clamp(min=0)
+    low = place.floor().long().clamp(max=source - 1)
+    high = (low + 1).clamp(max=source - 1)
+    fraction = (place - low)[:, None]
+    below, above = (F.one_hot(index, source).float() for index in (low, high))
+    return (below * (1 - fraction) + above * fraction).to(like.dtype)
+
+
+def resize_nearest(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels of any integer type at `size`: source index floor(i * H / h), in float32 as in torch's mode "nearest"."""
+    for axis, target in ((-2, size[0]), (-1, size[1])):
+        source = labels_BHW.shape[axis]
+        if source != target:
+            steps = torch.arange(target, device=labels_BHW.device, dtype=torch.float32)
+            index = (steps * torch.tensor(source / target, dtype=torch.float32)).floor().long().clamp(max=source - 1)
+            labels_BHW = labels_BHW.index_select(axis, index)
+    return labels_BHW
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor itself in float32 or float64, half precision in float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def superpixel_mean(features_BCHW: Tensor, superpixels_BHW: Tensor) -> Tensor:
+    """Each pixel's mean over the pixels of its image that share its label; 0 where the label is negative.
+
+    features_BCHW: any float type (half precision is summed in float32); superpixels_BHW: any integers, of the features' size.
+    The denominator is n + 1e-5, as released. Returns BCHW of the features' type.
+    """
+    if superpixels_BHW.shape != features_BCHW.shape[:1] + features_BCHW.shape[2:]:
+        raise ValueError(f"superpixels {tuple(superpixels_BHW.shape)} do not fit features {tuple(features_BCHW.shape)}")
+    labels_BHW = superpixels_BHW.long()
+    # Numbered from 0 without gaps, so that huge ids cost nothing; the image is part of a superpixel's identity.
+    _, compact_BHW = labels_BHW.clamp(min=-1).unique(return_inverse=True)
+    images_B11 = torch.arange(len(labels_BHW), device=labels_BHW.device)[:, None, None]
+    _, segments_BHW, counts_S = (compact_BHW * len(labels_BHW) + images_B11).unique(return_inverse=True, return_counts=True)
+    precise_BCHW = at_least_float32(features_BCHW)
+    shares_S = 1 / (counts_S.to(precise_BCHW.dtype) + 1e-5)
+    shares_BHW = shares_S[segments_BHW] * (labels_BHW >= 0)
+    return _SegmentMean.apply(precise_BCHW, segments_BHW, shares_BHW, len(counts_S)).to(features_BCHW.dtype)
+
+
+class _SegmentMean(Function):
+    """share_i * (sum over the segment of i). share is constant within a segment, so the operator is its own transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, segments_BHW: Tensor, shares_BHW: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(segments_BHW, shares_BHW)
+        ctx.count = count
+        index_N = segments_BHW.flatten()
+        rows_NC = x_BCHW.movedim(1, -1).flatten(0, 2)
+        sums_SC = rows_NC.new_zeros(count, rows_NC.shape[1]).index_add_(0, index_N, rows_NC)
+        means_NC = sums_SC[index_N].mul_(shares_BHW.flatten()[:, None])
+        return means_NC.view(*segments_BHW.shape, -1).movedim(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _SegmentMean.apply(gradients[0], *ctx.saved_tensors, ctx.count), None, None, None
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the pixels of all ranks, differentiable on any backend (torch's own refuses CPU tensors).
+
+    Takes over the parameters and buffers of `norm`, and what a fused norm-activation layer applies after itself.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta")
+        for name, parameter in norm.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in norm.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        for name, child in norm.named_children():
+            self.add_module(name, child)
+        self.train(norm.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Images BCHW normalised; in training mode every rank must take part."""
+        if self.training or self.running_mean is None:
+            y_BCHW, mean_C, variance_C, count = _GlobalNorm.apply(input, self.weight, self.bias, self.eps)
+            if self.training and self.running_mean is not None:
+                self._track(mean_C, variance_C, count)
+        else:
+            y_BCHW = F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        for child in self.children():
+            y_BCHW = child(y_BCHW)
+        return y_BCHW
+
+    @torch.no_grad()
+    def _track(self, mean_C: Tensor, variance_C: Tensor, count: Tensor) -> None:
+        """Running statistics as torch keeps them: the unbiased variance, a cumulative mean where momentum is null."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.item()
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((variance_C * (count / (count - 1))).to(self.running_var.dtype), momentum)
+
+
+class _GlobalNorm(Function):
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias with mean and variance over all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        precise_BCHW = at_least_float32(x_BCHW)
+        local_variance_C, local_mean_C = torch.var_mean(precise_BCHW, (0, 2, 3), correction=0)
+        local_count_1 = local_mean_C.new_tensor([x_BCHW.numel() // x_BCHW.shape[1]])
+        parts_R = all_gather(torch.cat([local_mean_C, local_variance_C, local_count_1]))
+        means_RC, variances_RC = parts_R[:, :-1].chunk(2, dim=1)
+        counts_R1 = parts_R[:, -1:]
+        count = counts_R1.sum()
+        if count < 2:
+            raise ValueError("batch norm needs more than one value per channel over all ranks")
+        # The ranks' moments combined about the global mean: nothing is lost as in E[x^2] - E[x]^2.
+        mean_C = (counts_R1 * means_RC).sum(0) / count
+        variance_C = (counts_R1 * (variances_RC + (means_RC - mean_C).square())).sum(0) / count
+        y_BCHW = F.batch_norm(x_BCHW, mean_C, variance_C, weight_C, bias_C, False, 0.0, eps)
+        ctx.save_for_backward(x_BCHW, weight_C, mean_C, (variance_C + eps).rsqrt(), count)
+        ctx.mark_non_differentiable(mean_C, variance_C, count)
+        return y_BCHW, mean_C, variance_C, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
+        x_BCHW, weight_C, mean_C, scale_C, count = ctx.saved_tensors
+        gradient_BCHW = at_least_float32(gradients[0])
+        normal_BCHW = (at_least_float32(x_BCHW) - _per_channel(mean_C)).mul_(_per_channel(scale_C))
+        gradient_bias_C = gradient_BCHW.sum((0, 2, 3))
+        gradient_weight_C = (gradient_BCHW * normal_BCHW).sum((0, 2, 3))
+        mean_gradient_C, mean_product_C = (all_sum(torch.cat([gradient_bias_C, gradient_weight_C])) / count).chunk(2)
+        centred_BCHW = gradient_BCHW - _per_channel(mean_gradient_C)
+        centred_BCHW -= normal_BCHW.mul_(_per_channel(mean_product_C))
+        centred_BCHW *= _per_channel(scale_C if weight_C is None else scale_C * weight_C)
+        affine = (None, None) if weight_C is None else (gradient_weight_C.to(weight_C.dtype), gradient_bias_C.to(weight_C.dtype))
+        return centred_BCHW.to(x_BCHW.dtype), *affine, None
+
+
+def _per_channel(values_C: Tensor) -> Tensor:
+    return values_C[None, :, None, None]
+
+
+def synchronise_batch_norm(module: nn.Module) -> nn.Module:
+    """`module` with every batch norm over all ranks; same parameters, same state_dict. Before DistributedDataParallel.
+
+    CUDA: torch's SyncBatchNorm. CPU: ours. timm's fused norm and activation keeps its activation in both.
+    """
+    if any(parameter.is_cuda for parameter in module.parameters()):
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module)
+    if isinstance(module, nn.BatchNorm2d):
+        return GlobalBatchNorm2d(module)
+    for name, child in module.named_children():
+        module.add_module(name, synchronise_batch_norm(child))
+    return module

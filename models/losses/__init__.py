@@ -1,0 +1,19 @@
+"""Losses: from a network's output and the labels to weighted terms, which training sums."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from models.layers import Output
+from models.losses.cross_entropy import CrossEntropy
+
+
+class Loss(Protocol):
+    """Built from (classes, auxiliary_weight, *, options); its options are its keyword-only arguments."""
+
+    def __call__(self, output: Output, labels_BHW: Tensor, /) -> dict[str, Tensor]:
+        """Terms by name, each already weighted, such that its mean over the ranks is the term of the global batch."""
+
+
+LOSSES: Mapping[str, Callable[..., Loss]] = {"cross_entropy": CrossEntropy}
