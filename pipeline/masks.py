@@ -1,0 +1,80 @@
+"""Masks of the user's own: the ids or colours that data.classes gives the classes, and those that a mask's pixels have."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.errors import UserError
+
+Colour = tuple[int, int, int]
+
+
+def unnamed(name: Any) -> str:
+    """Why a class cannot be called `name`, and what to do."""
+    if isinstance(name, bool):
+        words = "yes, on and true" if name else "no, off and false"
+        return f'{name} is no name: YAML reads {words} as the boolean {name}: write it in quotes, as in "{"yes" if name else "no"}"'
+    return f'{name!r} is no name: write it in quotes, as in "{"name" if name in (None, "") else name}"'
+
+
+def codes(named: Mapping[Any, Any]) -> dict[str, int | Colour]:
+    """Each class's id, or each class's colour."""
+    coded = {name: code(f"classes.{name}", value) for name, value in named.items()}
+    if len({isinstance(value, int) for value in coded.values()}) > 1:
+        raise UserError("data.classes: give every class an id, or every class a colour, not both")
+    seen: dict[int | Colour, str] = {}
+    for name, value in coded.items():
+        if value in seen:
+            raise UserError(f"data.classes: {seen[value]} and {name} are both {shown(value)}")
+        seen[value] = name
+    return coded
+
+
+def code(key: str, value: Any) -> int | Colour:
+    """An id from 0 to 65535, or a colour from [r, g, b] or "#rrggbb"."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
+        return value
+    if isinstance(value, str) and len(value) == 7 and value[0] == "#":
+        try:
+            red, green, blue = bytes.fromhex(value[1:])
+            return red, green, blue
+        except ValueError:
+            pass
+    if isinstance(value, list) and len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value):
+        return value[0], value[1], value[2]
+    hint = ' (a colour needs quotes: "#rrggbb")' if value is None else ""
+    raise UserError(f'data.{key} must be an id (0 to 65535) or a colour ([r, g, b] or "#rrggbb"), not {value!r}{hint}')
+
+
+def packed(value: int | Colour) -> int:
+    """A colour as one number; an id as it is."""
+    return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
+
+
+def shown(value: int | Colour) -> str:
+    """An id or colour as a user writes it."""
+    return f"id {value}" if isinstance(value, int) else f"colour #{packed(value):06x}"
+
+
+def ids_of(mask: Image.Image) -> np.ndarray:
+    """The numbers that a mask stores, int64 [height, width]: grey values, or palette indices."""
+    values = np.asarray(mask)
+    if mask.mode in ("L", "P", "1", "I") or mask.mode.startswith("I;16"):
+        return values.astype(np.int64)
+    if mask.mode in ("LA", "PA"):
+        return values[..., 0].astype(np.int64)
+    if mask.mode in ("RGB", "RGBA"):
+        if (values[..., :1] != values[..., 1:3]).any():
+            raise UserError("is a coloured mask: give each class its colour, as in classes: {road: [128, 64, 128]}")
+        return values[..., 0].astype(np.int64)
+    raise UserError(f"is a mask in mode {mask.mode}, which carries no ids: save it as a grey or indexed PNG")
+
+
+def colours_of(mask: Image.Image) -> np.ndarray:
+    """A mask's colours, packed into int64 [height, width]."""
+    if mask.mode not in ("RGB", "RGBA", "P", "PA", "L", "LA", "1"):
+        raise UserError(f"is a mask in mode {mask.mode}, which carries no colours of 8 bits: save it as an RGB PNG")
+    rgb_HW3 = np.asarray(mask.convert("RGBA"))[..., :3].astype(np.int64)  # through RGBA: Pillow warns about transparency otherwise
+    return rgb_HW3[..., 0] << 16 | rgb_HW3[..., 1] << 8 | rgb_HW3[..., 2]
