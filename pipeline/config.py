@@ -1,0 +1,199 @@
+"""params.yaml, read once, strictly: a mistake is one line that names file, key and what is known.
+
+Reading needs neither torch nor the datasets' code; `pipeline.check` goes on from here and tries what the names stand for.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline import schema
+from pipeline.errors import UserError
+from pipeline.schema import Config, Evaluation, Launch, Params, names
+from pipeline.strict import Section, adapter, parse, read_yaml, suggestion
+
+T = TypeVar("T")
+PARAMS = Path("params.yaml")
+PROFILES = Path(__file__).parent.parent / "cluster" / "profiles"
+SECTIONS = ("data", "superpixels", "backbone", "auxiliary", "train", "methods", "finetunes", "evaluate", "evaluations", "tune", "launch")
+RUN_KEYS = ("head", "crf", "loss", "superpixels", "projection", "backbone", "auxiliary", "train")
+FINETUNE_KEYS = ("from", "freeze", "images", "alternate")
+
+
+def load(file: Path = PARAMS) -> Params:
+    """Read params.yaml and the launch profile that it, or `LAUNCH`, names."""
+    top = read_yaml(file).only(SECTIONS)
+    launch = load_profile(profile_name(top))
+    data = read_data(top.part("data"))
+    sets = read_superpixels(top.part("superpixels"))
+    if top.raw.get("tune"):
+        raise UserError(f"{file}: tune must be empty: this version has no search")
+    shared = {"data": data, "launch": launch}
+    methods = {name: read_run(top, "methods", name, sets, shared) for name in top.part("methods").raw}
+    finetunes = {name: read_run(top, "finetunes", name, sets, shared) for name in top.part("finetunes").raw}
+    if twice := methods.keys() & finetunes.keys():
+        raise UserError(f"{file}: {min(twice)} is both a method and a finetune; rename one, for they share runs/{min(twice)}")
+    if not methods and not finetunes:
+        raise UserError(f"{file}: methods is empty: there is nothing to train")
+    if not top.part("evaluations").raw:
+        raise UserError(f"{file}: evaluations is empty: there would be nothing to report; add one, as in fcn: {{of: fcn}}")
+    evaluations = {name: read_evaluation(top, name, {**methods, **finetunes}, launch) for name in top.part("evaluations").raw}
+    return Params(path=file, data=data, superpixels=sets, methods=methods, finetunes=finetunes, evaluations=evaluations, launch=launch)
+
+
+def profile_name(top: Section) -> str:
+    """The launch profile's name: the environment's before the file's."""
+    chosen = os.environ.get("LAUNCH") or top.raw.get("launch", "local")
+    if not isinstance(chosen, str):
+        raise UserError(f"{top.file}: launch must be a profile's name or a path, not {chosen!r}")
+    return chosen
+
+
+def load_profile(chosen: str) -> Launch:
+    """A launch profile: a name in cluster/profiles, or the path of a YAML file."""
+    file = Path(chosen) if chosen.endswith((".yaml", ".yml")) else PROFILES / f"{chosen}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+        raise UserError(f"launch profile {chosen!r} does not exist{suggestion(chosen, known)}, or the path of a .yaml file")
+    return read_yaml(file).parse(Launch, name=file.stem)
+
+
+def read_data(section: Section) -> schema.Data:
+    """The data section; the keys that are not everyone's are the dataset's own, checked against its signature later."""
+    common = set(names(schema.Data)) - {"options"}
+    options = {key: value for key, value in section.raw.items() if key not in common}
+    data = parse(
+        schema.Data, {key: section.raw[key] for key in section.raw if key in common} | {"options": options}, section.file, section.place
+    )
+    if data.scale[0] > data.scale[1]:
+        raise UserError(f"{section.file}: data.scale must be [low, high], not {list(data.scale)}")
+    return data
+
+
+def read_superpixels(section: Section) -> dict[str, schema.SuperpixelSet | None]:
+    """The named sets; an empty one (`none: {}`) means no superpixels."""
+    sets: dict[str, schema.SuperpixelSet | None] = {}
+    for name in section.raw:
+        part = section.part(name)
+        check_name(part, name)
+        sets[name] = part.parse(schema.SuperpixelSet) if part.raw else None
+    return sets
+
+
+def merged(top: Section, key: str, override: Section) -> Section | None:
+    """A global section with an entry's overrides laid over it; null where the result is switched off."""
+    base, own = top.raw.get(key), override.raw.get(key)
+    if key in override.raw and own is None:
+        return None
+    if key not in override.raw:
+        return None if base is None else top.part(key)
+    own = Section(own, override.file, override.at(key))
+    return Section({**({} if base is None else top.part(key).raw), **own.raw}, own.file, own.place)
+
+
+def required(section: Section | None, top: Section, key: str) -> Section:
+    """A section that an entry cannot do without."""
+    if section is None:
+        raise UserError(f"{top.file}: {key} is missing")
+    return section
+
+
+def read_run(top: Section, kind: str, name: str, sets: Mapping[str, schema.SuperpixelSet | None], shared: Mapping[str, Any]) -> Config:
+    """One method or finetune, resolved."""
+    entry = top.part(kind).part(name).only(RUN_KEYS + (FINETUNE_KEYS if kind == "finetunes" else ()))
+    check_name(entry, name)
+    chosen = entry.raw.get("superpixels", "none")
+    if not isinstance(chosen, str) or chosen not in sets:
+        raise UserError(f"{top.file}: {entry.at('superpixels')}: {chosen!r} is no superpixel set{suggestion(str(chosen), sets)}")
+    finetune = None
+    if kind == "finetunes":
+        own = {key: entry.raw[key] for key in FINETUNE_KEYS if key in entry.raw}
+        if "from" not in own:
+            raise UserError(f"{top.file}: {entry.at('from')} is missing")
+        finetune = parse(schema.Finetune, {"source": own.pop("from"), **own}, entry.file, entry.place)
+    auxiliary = merged(top, "auxiliary", entry)
+    train = required(merged(top, "train", entry), top, "train").parse(schema.Train)
+    if len(set(train.seeds)) < len(train.seeds):
+        raise UserError(f"{top.file}: train.seeds names a seed twice: {list(train.seeds)}")
+    parts = {key: entry.part(key).raw for key in ("head", "crf", "loss")}
+    for key, raw in parts.items():
+        if not isinstance(raw.get("name"), str):
+            raise UserError(f"{top.file}: {entry.at(key)} needs a name, as in {{name: ...}}")
+    rest = {"projection": entry.raw["projection"]} if "projection" in entry.raw else {}
+    config = parse(
+        Config,
+        {
+            **shared,
+            **parts,
+            **rest,
+            "name": name,
+            "seed": train.seeds[0],
+            "train": train,
+            "finetune": finetune,
+            "superpixels": chosen,
+            "superpixel_set": sets[chosen],
+            "backbone": required(merged(top, "backbone", entry), top, "backbone").parse(schema.Backbone),
+            "auxiliary": auxiliary and auxiliary.parse(schema.Auxiliary),
+        },
+        top.file,
+        entry.place,
+    )
+    check_batch(config, top.file, entry.place)
+    return config
+
+
+def check_name(entry: Section, name: str) -> None:
+    """Names become folders and DVC stages."""
+    if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii() or name.startswith("-"):
+        raise UserError(f"{entry.file}: {entry.place}: a name has letters, digits, - and _ only, since it becomes a folder")
+
+
+def check_batch(config: Config, file: Path, place: str) -> None:
+    """The global batch must be the same on every process and in every accumulated part."""
+    shares = config.launch.processes * config.train.accumulate
+    if config.train.batch_size % shares:
+        raise UserError(
+            f"{file}: {place}: train.batch_size {config.train.batch_size} does not divide by {config.launch.processes} processes "
+            f"(launch profile {config.launch.name}) x {config.train.accumulate} accumulated parts"
+        )
+
+
+def read_evaluation(top: Section, name: str, runs: Mapping[str, Config], launch: Launch) -> Evaluation:
+    """One evaluation: the section `evaluate` with its overrides."""
+    entry = top.part("evaluations").part(name)
+    check_name(entry, name)
+    of = entry.raw.get("of")
+    if not isinstance(of, str) or of not in runs:
+        raise UserError(f"{top.file}: {entry.at('of')}: {of!r} is no method or finetune{suggestion(str(of), runs)}")
+    both = Section({**top.part("evaluate").raw, **entry.raw}, top.file, entry.place)
+    evaluation = both.parse(Evaluation, name=name, launch=launch)
+    if evaluation.mode == "slide" and not (evaluation.window and evaluation.stride):
+        raise UserError(f"{top.file}: {entry.place}: mode slide needs window and stride, each [height, width]")
+    if evaluation.window and evaluation.stride and any(s > w for s, w in zip(evaluation.stride, evaluation.window, strict=True)):
+        sizes = f"stride {list(evaluation.stride)} is larger than window {list(evaluation.window)}"
+        raise UserError(f"{top.file}: {entry.place}: {sizes}: pixels would be left out")
+    return evaluation
+
+
+def find(table: Mapping[str, T], name: str, what: str, file: Path) -> T:
+    """`table[name]`, or a UserError that names what is known."""
+    if name not in table:
+        raise UserError(f"{file}: {what} has no {name!r}{suggestion(name, table)}")
+    return table[name]
+
+
+def with_seed(config: Config, seed: int) -> Config:
+    """The same run with another seed."""
+    return replace(config, seed=seed)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values (for checkpoints, weights and hashes); `from_dict` is its inverse."""
+    return adapter(Config).dump_python(config, mode="json")
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The config that a weights file carries."""
+    return adapter(Config).validate_python(dict(values))

@@ -1,0 +1,205 @@
+"""The typed sections of params.yaml and of the launch profiles: frozen dataclasses, each number with its meaning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+Positive = Annotated[int, Field(gt=0)]
+Whole = Annotated[int, Field(ge=0)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Pair = tuple[Positive, Positive]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A head, crf or loss: its name in the table and its options; in YAML one flat mapping `{name: ..., option: ...}`."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def part_of(raw: Any) -> Any:
+    """The nested form of a part's flat mapping."""
+    if isinstance(raw, Mapping) and "name" in raw and set(raw) != {"name", "options"}:
+        return {"name": raw["name"], "options": {key: value for key, value in raw.items() if key != "name"}}
+    return raw
+
+
+FlatPart = Annotated[Part, BeforeValidator(part_of), PlainSerializer(lambda part: {"name": part.name} | dict(part.options))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jitter:
+    """Photometric jitter: each factor is drawn from [1 - x, 1 + x] (hue: a shift from [-x, x] of the circle)."""
+
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is trained on and how it is augmented. `options` are the dataset's own keys, flat in YAML."""
+
+    dataset: str
+    root: Path  # what DVC watches for the download: the user's folder or CSV, else the dataset's Python file
+    crop: Pair  # height, width in pixels
+    scale: tuple[PositiveReal, PositiveReal]  # the range from which an image's scale is drawn, uniformly
+    ratio_base: Pair | None = None  # width, height that an image is first fitted into, ratio kept; null: its own size
+    jitter: Jitter | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperpixelSet:
+    """SLIC's parameters. `segments` is asked for, the count given differs."""
+
+    algorithm: Literal["slic", "slico"]
+    segments: Annotated[int, Field(gt=0, le=65000)]
+    compactness: PositiveReal = 10.0
+    sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A timm model by name. `pretrained`: true (timm's weights), false, or a path to a file of weights."""
+
+    name: str
+    output_stride: Literal[8, 16, 32]
+    pretrained: bool | Path = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auxiliary:
+    """A small FCN branch on a backbone stage that adds `weight` times its cross-entropy."""
+
+    stage: int = -2  # index of the backbone's outputs
+    width: Positive = 256
+    kernel: Literal[1, 3] = 3
+    weight: PositiveReal = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """One training. `batch_size` is that of an optimizer step over all processes; `accumulate` splits it."""
+
+    iterations: Positive
+    batch_size: Positive
+    accumulate: Positive = 1
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)]
+    optimizer: Literal["sgd", "adamw"]
+    lr: PositiveReal
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    power: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.9
+    warmup: Whole = 0  # iterations of linear warm-up
+    multipliers: Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)  # part: factor on lr
+    clip: PositiveReal | None = None  # the gradient's largest norm
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are published
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """What a run starts from. `source` is `from` in YAML: a folder with seed-<s>.pt, or one file for all seeds."""
+
+    source: Path
+    freeze: tuple[str, ...] = ()
+    images: Path | None = None  # a text file of image names: the only ones trained on
+    alternate: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A launch profile: where and how a run executes. Nothing here can change a weight."""
+
+    name: str
+    backend: Literal["local"]
+    processes: Positive = 1  # one for each device
+    threads: Positive | None = None  # of each process; null: the cores divided by the processes
+    workers: Whole = 1  # data workers of each process
+    save_every: Positive = 200  # steps between checkpoints
+    keep: Positive = 2  # checkpoints kept
+    log_every: Positive = 10  # steps between records
+    bars: bool = True
+    tracking: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a result depends on besides its settings: hashes of manifests and code, versions, the parent's hash."""
+
+    manifests: Mapping[str, str]
+    code: Mapping[str, str]
+    versions: Mapping[str, str]
+    parent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run of one seed, resolved: a method or a finetune with the global sections and its overrides merged."""
+
+    name: str
+    seed: int
+    data: Data
+    superpixels: str  # the set's name
+    superpixel_set: SuperpixelSet | None
+    backbone: Backbone
+    auxiliary: Auxiliary | None
+    train: Train
+    head: FlatPart
+    crf: FlatPart
+    loss: FlatPart
+    projection: Literal["end", "linear"] = "end"
+    finetune: Finetune | None = None
+    launch: Launch
+    inputs: Inputs | None = None  # set at submission by `fingerprint.stamp`
+
+    @property
+    def folder(self) -> Path:
+        """Where the run leaves what it makes."""
+        return Path("runs") / self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a run is evaluated. Lengths are pixels; scales are relative to the (short_side-fitted) image."""
+
+    name: str
+    of: str  # the method or finetune
+    split: str
+    match: str | None = None  # a pattern of image names, such as "0001TP*"; null: all
+    mode: Literal["whole", "slide"]
+    window: Pair | None = None  # height, width; slide only
+    stride: Pair | None = None
+    short_side: Positive | None = None
+    scales: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1.0,)
+    flip: bool = True
+    radii: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 3, 5, 9, 12)
+    launch: Launch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """All of params.yaml. A run's config carries its first seed; `Config.train.seeds` has all."""
+
+    path: Path
+    data: Data
+    superpixels: Mapping[str, SuperpixelSet | None]
+    methods: Mapping[str, Config]
+    finetunes: Mapping[str, Config]
+    evaluations: Mapping[str, Evaluation]
+    launch: Launch
+
+
+def names(section: type) -> list[str]:
+    """The keys that a section knows."""
+    return [entry.name for entry in fields(section)]
