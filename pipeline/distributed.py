@@ -1,0 +1,80 @@
+"""The process group, however the processes were started, and what ranks must agree on."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import UserError
+from pipeline.schema import Launch
+
+
+def rank() -> int:
+    """This process's number; 0 without a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """The number of processes; 1 without a group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def process_group(launch: Launch) -> Iterator[torch.device]:
+    """Join the group that the launcher described in the environment and yield this rank's device.
+
+    A single process needs no group. Ray joins before it calls us; the group is then Ray's to leave.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(launch.threads or max(1, cores() // launch.processes))
+    ours = processes > 1 and not dist.is_initialized()
+    if ours:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield device
+    except UserError:  # all ranks have agreed on it
+        leave(ours)
+        raise
+    leave(ours)  # not after any other exception: the others may wait in a collective, and leaving would wait for them
+
+
+def leave(ours: bool) -> None:
+    """End a group that is ours to end."""
+    if ours:
+        dist.destroy_process_group()
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def agree(fault: str | None) -> str | None:
+    """The first fault that any rank has, on all ranks; every rank must call this equally often.
+
+    It runs over the CPU's backend, so that a GPU's queue is not waited for.
+    """
+    if world() == 1:
+        return fault
+    flag = torch.tensor([0 if fault is None else 1])
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    if not flag.item():
+        return None
+    faults: list[str | None] = [None] * world()
+    dist.all_gather_object(faults, fault)
+    return next(entry for entry in faults if entry is not None)
+
+
+def mean_over_ranks(values: list[float]) -> list[float]:
+    """Each value's mean over the ranks, for records."""
+    if world() == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return (total / world()).tolist()

@@ -1,0 +1,157 @@
+"""What a run's weights depend on, and its hash.
+
+A fingerprint covers the resolved settings (all but the name, the list of seeds and the launch profile) and the inputs: the
+hashes of the manifests read and of the code files that dvc.yaml lists for the stage, torch's and timm's versions, and a
+finetune's parent file. Settings alone would not do: after an edit of a head's file a run would "resume" at its last step and
+publish the old weights.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models import backbone
+from pipeline import config as configs
+from pipeline import files, store
+from pipeline.errors import UserError
+from pipeline.schema import Config, Inputs
+
+ROOT = Path(__file__).parent.parent
+LIBRARIES = ("torch", "timm", "torchvision", "numpy", "pillow")
+# dvc.yaml lists the same files as the training stages' deps; a test holds the two equal.
+CODE = (
+    "models/segmenter.py",
+    "models/backbone.py",
+    "models/layers.py",
+    "models/reductions.py",
+    "pipeline/trainer.py",
+    "pipeline/step.py",
+    "pipeline/data.py",
+    "pipeline/prepared.py",
+    "pipeline/augment.py",
+    "pipeline/optim.py",
+    "pipeline/distributed.py",
+    "pipeline/checkpoint.py",
+)
+
+
+def code_files(config: Config) -> tuple[str, ...]:
+    """The code that a run's weights depend on, relative to the project's root."""
+    parts = (f"models/heads/{config.head.name}.py", f"models/crf/{config.crf.name}.py", f"models/losses/{config.loss.name}.py")
+    return parts + CODE
+
+
+def parent_file(config: Config) -> Path | None:
+    """The weights file that a finetune's seed starts from; UserError where it is absent."""
+    if config.finetune is None:
+        return None
+    source = config.finetune.source
+    found = source / f"seed-{config.seed}.pt" if source.is_dir() else source
+    if not found.is_file():
+        raise UserError(f"finetune {config.name}: {found} does not exist: train its parent first, with seed {config.seed} too")
+    return found
+
+
+def stamp(config: Config) -> Config:
+    """The config with its inputs' hashes, taken now: they travel with the job to wherever it runs."""
+    inputs = Inputs(
+        manifests=manifest_hashes(config),
+        code={path: tree_hash(ROOT / path) for path in code_files(config)},
+        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        parent=parent_hash(config),
+    )
+    return replace(config, inputs=inputs)
+
+
+def manifest_hashes(config: Config) -> dict[str, str]:
+    """The SHA-256 of every data file that a run reads by name; UserError where one is absent."""
+    read = {store.PREPARED: "prepare", store.manifest_of(config.superpixels): f"superpixels {config.superpixels}"}
+    for manifest, stage in read.items():
+        if not manifest.is_file():
+            raise UserError(f"{manifest} does not exist: `uv run python -m stages.{stage}` makes it")
+    paths = list(read)
+    if config.finetune is not None and config.finetune.images is not None:
+        paths.append(config.finetune.images)
+    if isinstance(config.backbone.pretrained, Path):
+        try:
+            paths.append(backbone.weights_file(config.backbone.pretrained, config.backbone.name))
+        except ValueError as error:
+            raise UserError(f"{config.name}: {error}") from None
+    return {path.as_posix(): files.sha256(path) for path in paths}
+
+
+def parent_hash(config: Config) -> str | None:
+    """The SHA-256 of the weights that a finetune's seed starts from."""
+    parent = parent_file(config)
+    return None if parent is None else files.sha256(parent)
+
+
+def verify(config: Config) -> None:
+    """Refuse to train on data that has changed since the config was stamped: the result would carry a wrong fingerprint."""
+    assert config.inputs is not None
+    if manifest_hashes(config) != config.inputs.manifests or parent_hash(config) != config.inputs.parent:
+        raise UserError(f"{config.name}, seed {config.seed}: its data or parent has changed since this was started: start it again")
+
+
+def tree_hash(path: Path) -> str:
+    """The SHA-256 of a file, or of a folder's Python files with their names."""
+    if path.is_file():
+        return files.sha256(path)
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: a part of the tables in models/ must stand in a file of its name")
+    listing = [(entry.relative_to(path).as_posix(), files.sha256(entry)) for entry in sorted(path.rglob("*.py"))]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Everything that the fingerprint covers, as plain values."""
+    assert config.inputs is not None, "stamp the config first"
+    values = configs.to_dict(config)
+    for key in ("name", "launch"):
+        del values[key]
+    del values["train"]["seeds"]
+    return values
+
+
+def fingerprint(config: Config) -> str:
+    """Sixteen hexadecimal digits that name what a stamped config's weights depend on."""
+    return hashlib.sha256(json.dumps(settings(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What changed between two settings, one phrase each, such as `train.lr 0.01 -> 0.02`."""
+    before, after = dict(flattened(old)), dict(flattened(new))
+    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    return [phrase(key, before.get(key), after.get(key)) for key in changed]
+
+
+def phrase(key: str, old: Any, new: Any) -> str:
+    """One difference; hashes are not worth showing."""
+    return (
+        f"{key.removeprefix('inputs.')} changed"
+        if key.startswith(("inputs.code", "inputs.manifests", "inputs.parent"))
+        else f"{key} {old} -> {new}"
+    )
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings with dotted (for files: slashed) paths."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def same_but_code(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two settings differ in code hashes alone."""
+    return without_code(old) == without_code(new)
+
+
+def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the code's hashes."""
+    return {**values, "inputs": {key: value for key, value in values["inputs"].items() if key != "code"}}

@@ -1,0 +1,68 @@
+"""Parts of a model, their learning rates, and the schedule as a pure function of the step."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.schema import Train
+
+
+def part_of(path: str, parts: Iterable[str]) -> str | None:
+    """The longest of `parts` (module paths) that contains the parameter or module `path`; None where none does."""
+    return max((part for part in parts if path == part or path.startswith(part + ".")), key=len, default=None)
+
+
+def check_parts(model: nn.Module, parts: Collection[str], what: str) -> None:
+    """Raise ValueError unless every part is a module of the model."""
+    modules = {path for path, _ in model.named_modules() if path}
+    for part in parts:
+        if part not in modules:
+            top = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"{what}: {part!r} is no part of this model; parts are {top} and the module paths within them")
+
+
+def freeze(model: nn.Module, parts: Collection[str]) -> None:
+    """Switch off the gradients of the named parts; `train_mode` keeps them in eval mode."""
+    for part in parts:
+        model.get_submodule(part).requires_grad_(False)
+
+
+def train_mode(model: nn.Module, frozen: Collection[str]) -> None:
+    """Training mode everywhere but in frozen parts, whose batch norm and dropout stay in eval mode."""
+    model.train()
+    for part in frozen:
+        model.get_submodule(part).eval()
+
+
+def parameter_groups(model: nn.Module, multipliers: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The trainable parameters, grouped by their learning-rate factor (`factor` in each group)."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = part_of(path, multipliers)
+            groups.setdefault(1.0 if part is None else multipliers[part], []).append(parameter)
+    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+
+
+def optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW over the trainable parameters."""
+    groups = parameter_groups(model, train.multipliers)
+    if not groups:
+        raise ValueError("every part is frozen: there is nothing to train")
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999), weight_decay=train.weight_decay)
+    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+def learning_rate(train: Train, step: int) -> float:
+    """The rate of step `step` (from 0): linear warm-up, times the poly decay (1 - step/iterations)^power."""
+    ramp = min(1.0, (step + 1) / (train.warmup + 1))
+    return train.lr * ramp * (1 - step / train.iterations) ** train.power
+
+
+def set_learning_rate(chosen: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group `rate` times its factor."""
+    for group in chosen.param_groups:
+        group["lr"] = rate * group["factor"]

@@ -1,0 +1,36 @@
+"""A sanity check: a network that cannot learn one batch by heart will not learn a dataset."""
+
+from models import backbone
+from pipeline import data, prepared
+from pipeline.data import Fault
+from pipeline.distributed import process_group
+from pipeline.errors import UserError
+from pipeline.schema import Config
+from pipeline.trainer import begin
+
+STEPS = 100
+FALL = 0.5  # the loss must fall below this share of its first value
+
+
+def overfit_one_batch(config: Config) -> None:
+    """Train on the first batch alone, print how the loss falls, and write nothing.
+
+    Raises UserError when the loss does not fall to half.
+    """
+    with process_group(config.launch) as device:
+        manifest = prepared.read()
+        training = begin(config, manifest.classes, device)
+        mean, _ = backbone.normalization(config.backbone.name)
+        batch = next(data.train_batches(config, manifest, start=0, rank=0, world=1, mean=mean, pin=False))
+        if isinstance(batch, Fault):
+            raise UserError(batch.message)
+        first = last = 0.0
+        for number in range(min(STEPS, config.train.iterations)):
+            last = sum(training.step(batch, number).values())
+            first = first or last
+            if number % 10 == 0:
+                print(f"step {number}: loss {last:.4f}", flush=True)
+        verdict = f"the loss on one batch went from {first:.4f} to {last:.4f} in {number + 1} steps"
+        if last > FALL * first:
+            raise UserError(f"{verdict}: {config.name} does not learn it; try another train.lr")
+        print(f"{verdict}: {config.name} can learn")

@@ -1,0 +1,211 @@
+"""One optimizer step: forward, backward, clip, update, average; the same on any number of processes."""
+
+import contextlib
+import inspect
+import math
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models import layers, segmenter
+from models.losses import Loss
+from pipeline import checkpoint, data, optim
+from pipeline.data import Batch
+from pipeline.distributed import agree, mean_over_ranks, rank, world
+from pipeline.errors import UserError
+from pipeline.fingerprint import parent_file
+from pipeline.progress import warn
+from pipeline.schema import Config
+
+PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Training:
+    """What a step works on. `network` is the model as it is called: wrapped for several processes, perhaps compiled."""
+
+    config: Config
+    device: torch.device
+    model: segmenter.Segmenter
+    network: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    averaged: dict[str, Tensor] | None
+
+    @classmethod
+    def start(cls, config: Config, classes: tuple[str, ...], device: torch.device) -> "Training":
+        """Build everything as it is before the first step."""
+        torch.manual_seed(config.seed)
+        if config.train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses deterministic mode
+        torch.use_deterministic_algorithms(config.train.deterministic)
+        torch.backends.cudnn.benchmark = not config.train.deterministic
+        model = segmenter.build(config, len(classes))
+        if config.finetune is not None:
+            inherit(config, model)
+            optim.freeze(model, config.finetune.freeze)
+        model.to(device)
+        if device.type == "cuda":
+            model.to(memory_format=torch.channels_last)
+        network: nn.Module = model
+        if world() > 1:
+            layers.synchronise_batch_norm(model)  # in place, below the top
+        if config.train.compile:
+            model.compile()
+        if world() > 1:
+            network = distributed(model, device)
+        return cls(
+            config=config,
+            device=device,
+            model=model,
+            network=network,
+            loss=segmenter.build_loss(config, len(classes)),
+            optimizer=optim.optimizer(model, config.train),
+            scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
+            averaged=None if config.train.ema is None else copied(model.state_dict()),
+        )
+
+    def step(self, batch: Batch, number: int) -> dict[str, float]:
+        """One optimizer step on this rank's share of the global batch; returns the loss terms' means over the ranks.
+
+        Raises UserError, before any weight changes, when a rank's loss or gradient is not finite.
+        """
+        config = self.config.train
+        optim.train_mode(self.model, self.config.finetune.freeze if self.config.finetune else ())
+        reseed(self.config.seed, number)
+        optim.set_learning_rate(self.optimizer, optim.learning_rate(config, number))
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = split(batch, config.accumulate)
+        sums: dict[str, Tensor] = {}
+        for index, part in enumerate(parts):
+            with self.gathering(last=index == len(parts) - 1):
+                terms = self.backward(part, len(parts))
+            sums = {name: term + sums[name] if name in sums else term for name, term in terms.items()}
+        totals = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))  # the one wait for a GPU
+        self.refuse_non_finite(totals, batch.names, number)
+        self.update(batch.names, number)
+        return dict(zip(totals, mean_over_ranks(list(totals.values())), strict=True))
+
+    def gathering(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients meet those of the other ranks after the last accumulated part alone."""
+        if last or not isinstance(self.network, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.network.no_sync()
+
+    def backward(self, part: Batch, parts: int) -> dict[str, Tensor]:
+        """Forward and backward of one accumulated part; its terms, each divided by the number of parts."""
+        part = data.to_device(part, self.device, channels_last=self.device.type == "cuda")
+        dtype = PRECISION.get(self.config.train.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            terms = self.loss(self.network(part.image, part.superpixels), part.labels)
+        terms = {name: term.float() / parts for name, term in terms.items()}
+        try:
+            self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            raise UserError(f"train.deterministic: {str(error).splitlines()[0]}; switch it off, or choose other parts") from None
+        return {name: term.detach() for name, term in terms.items()}
+
+    def refuse_non_finite(self, terms: Mapping[str, float], names: tuple[str, ...], number: int) -> None:
+        """Stop all ranks when the loss of one is not finite."""
+        bad = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
+        message = (
+            f"{self.config.name}, seed {self.config.seed}, step {number}: the loss is not finite on rank {rank()} ({', '.join(bad)}) "
+            f"for the images {', '.join(names)}; the last checkpoint is kept; try a smaller train.lr, train.clip or fp32"
+        )
+        if fault := agree(message if bad else None):
+            raise UserError(fault)
+
+    def update(self, names: tuple[str, ...], number: int) -> None:
+        """Clip, step, average."""
+        config = self.config.train
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if config.clip is None else config.clip)
+        if not self.scaler.is_enabled():  # a scaler skips such a step by itself
+            self.refuse_non_finite({"gradient norm": norm.item()}, names, number)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged is not None:
+            average(self.averaged, self.model.state_dict(), min(config.ema or 0.0, (1 + number) / (10 + number)))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "averaged": self.averaged,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved `state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.averaged is not None:
+            self.averaged = {name: tensor.to(self.device) for name, tensor in state["averaged"].items()}
+
+
+def inherit(config: Config, model: nn.Module) -> None:
+    """Load a finetune's parent; tensors of other names or shapes are skipped and named."""
+    path = parent_file(config)
+    assert path is not None
+    theirs, ours = checkpoint.read_weights(path).state, model.state_dict()
+    fitting = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
+    if not any(tensor.dim() > 1 for tensor in fitting.values()):
+        raise UserError(f"finetune {config.name}: {path} has no tensor that fits this network: is it another backbone?")
+    skipped = sorted((theirs.keys() | ours.keys()) - fitting.keys())
+    if skipped and rank() == 0:
+        warn(f"{config.name}: {len(fitting)} tensors come from {path}; not taken over: {', '.join(skipped)}")
+    model.load_state_dict(fitting, strict=False)
+
+
+def distributed(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The model with its gradients averaged over the ranks; buffers are equal on all of them already.
+
+    Looking for unused parameters also keeps the buckets of gradients as they are at the start. Otherwise they are formed anew after
+    the first step, and a resumed run would add three ranks' gradients in another order than the run it goes on from.
+    """
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.14
+    off: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True, **off)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """This rank's batch in equal consecutive parts."""
+    size = len(batch.image) // parts
+    cuts = [slice(index * size, (index + 1) * size) for index in range(parts)]
+    maps = batch.superpixels
+    return [Batch(batch.image[cut], batch.labels[cut], None if maps is None else maps[cut], batch.names[cut]) for cut in cuts]
+
+
+def reseed(seed: int, step: int) -> None:
+    """Draw the random state of a step from (seed, step, rank): dropout does not depend on where a run was resumed."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state of its own memory."""
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def average(averaged: dict[str, Tensor], state: Mapping[str, Tensor], decay: float) -> None:
+    """Move the exponential moving average towards `state`; counters are copied."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            averaged[name].lerp_(tensor, 1 - decay)
+        else:
+            averaged[name].copy_(tensor)
