@@ -1,0 +1,57 @@
+"""What a prediction costs: parameters, floating-point operations, memory."""
+
+import resource
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.inference import Network, scaled_size, starts
+from pipeline.schema import Evaluation
+
+
+def parameters(network: Network) -> int:
+    """How many numbers the network learns."""
+    return sum(parameter.numel() for parameter in network.model.parameters())
+
+
+def flops(network: Network, size: tuple[int, int], evaluation: Evaluation, *, superpixels: bool) -> int:
+    """Twice the multiply-adds of predicting one image of (height, width) at a single scale.
+
+    One forward pass is counted (matrix products, convolutions and attention; not element-wise work), times the windows.
+    """
+    height, width = scaled_size(size, evaluation.short_side, 1.0)
+    windows = 1
+    if evaluation.mode == "slide" and evaluation.window and evaluation.stride:
+        axes = zip((height, width), evaluation.window, evaluation.stride, strict=True)
+        windows = prod(len(starts(*axis)) for axis in axes)
+        height, width = evaluation.window
+    weights = next(network.model.parameters())
+    image_B3HW = torch.zeros(1, 3, height, width, device=weights.device, dtype=weights.dtype)
+    superpixels_BHW = torch.zeros(1, height, width, device=weights.device, dtype=torch.int32)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.model(image_B3HW, superpixels_BHW if superpixels else None)
+    return windows * counter.get_total_flops()
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin a new measurement of the peak memory, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held: by tensors on a GPU, by this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def usual_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The most frequent (height, width); of equally frequent ones the largest."""
+    counts = Counter(sizes)
+    return max(counts, key=lambda size: (counts[size], size))

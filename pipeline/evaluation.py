@@ -1,0 +1,267 @@
+"""Evaluate a run's seeds on a split: every image once, whatever the number of processes, and one results file.
+
+Each rank predicts its share of the images. Counts are integers and are summed; boundary scores are kept for each image and put
+in the images' order before they are averaged; so the result does not depend on the ranks.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.backbone import normalization
+from models.segmenter import build
+from pipeline import cost, files, pictures, store, tracking
+from pipeline import prepared as preparation
+from pipeline.checkpoint import Weights, read_weights
+from pipeline.distributed import agree, process_group, rank, world
+from pipeline.errors import UserError
+from pipeline.inference import Network, predict
+from pipeline.metrics import VOID, mean_scores
+from pipeline.prepared import Pair, Prepared
+from pipeline.progress import track
+from pipeline.schema import Evaluation
+from pipeline.superpixels import SuperpixelMaps, read_set
+from pipeline.tally import PROTOCOLS, Tally, adjacent_cosine
+
+RESULTS = Path("results")
+AGREE_EVERY = 8  # images of a rank between two questions whether all ranks are well
+
+Report = Callable[[Mapping[str, float]], None]
+T = TypeVar("T")
+
+
+def silent(metrics: Mapping[str, float]) -> None:
+    """The report of a launcher that needs none."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all seeds of an evaluation share."""
+
+    evaluation: Evaluation
+    prepared: Prepared
+    pairs: tuple[Pair, ...]
+    seeds: Mapping[int, Path]  # the weights file of each
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Example:
+    """One loaded image with its labels (H, W) and, where the run has them, superpixels (H, W)."""
+
+    image: Image.Image
+    labels_HW: NDArray[np.uint8]
+    superpixels_HW: NDArray[np.int32] | None
+
+
+def evaluate(evaluation: Evaluation, report: Report = silent) -> None:
+    """Evaluate all published seeds of a run and write results/<name>.json and results/<name>/pictures.
+
+    Every rank calls this. A user's mistake that one rank meets is raised as UserError by all; `report` gets the mean scores, on
+    every rank once.
+    """
+    with process_group(evaluation.launch) as device:
+        task = together(lambda: gather_task(evaluation, device))
+        per_seed, costs, cosines, fingerprints = [], [], [], {}
+        for number, seed in enumerate(task.seeds):
+            weights, network = together(lambda seed=seed: load(task, seed))
+            tally = count(task, seed, weights, network)
+            per_seed.append({"seed": seed, **tally.protocols(task.prepared.classes, evaluation.radii)})
+            costs.append(costs_of(task, seed, weights, network, tally.speed()))
+            fingerprints[seed] = weights.fingerprint
+            cosines.append(adjacent_cosine(weights.state["crf.classifier.weight"].flatten(1), tally.neighbours_KK))
+            if number == 0:
+                first, drawn = weights, tally.predictions
+        content = results(task, per_seed, costs, cosines)
+        together(lambda: write(task, content, first, drawn) if rank() == 0 else None)
+        if rank() == 0:
+            folder = RESULTS / evaluation.name / "pictures"
+            tracking.mirror_results(task.prepared.dataset, content, fingerprints, folder, enabled=evaluation.launch.tracking)
+        report(flat({protocol: content[protocol] for protocol in PROTOCOLS}))
+
+
+def together(action: Callable[[], T]) -> T:
+    """`action()` on every rank; a UserError of one is raised by all."""
+    result, fault = None, None
+    try:
+        result = action()
+    except UserError as error:
+        fault = str(error)
+    if (agreed := agree(fault)) is not None:
+        raise UserError(agreed)
+    return result  # type: ignore[return-value]
+
+
+def gather_task(evaluation: Evaluation, device: torch.device) -> Task:
+    """Read what is evaluated, refusing what is not there."""
+    prepared = preparation.read()
+    pairs = preparation.pairs(prepared, evaluation.split)
+    if evaluation.match is not None:
+        pairs = tuple(pair for pair in pairs if fnmatchcase(pair.name, evaluation.match))
+    if not pairs:
+        which = "" if evaluation.match is None else f" that match {evaluation.match!r}"
+        raise UserError(f"split {evaluation.split} of {prepared.dataset} has no images{which} to evaluate {evaluation.name} on")
+    if len(prepared.classes) > VOID:
+        raise UserError(f"{prepared.dataset} has {len(prepared.classes)} classes; label maps hold {VOID} at most")
+    folder = Path("runs") / evaluation.of / "weights"
+    seeds = {int(path.stem.removeprefix("seed-")): path for path in folder.glob("seed-*.pt") if path.stem.removeprefix("seed-").isdigit()}
+    if not seeds:
+        raise UserError(f"run {evaluation.of} has no weights: uv run dvc repro train@{evaluation.of}")
+    return Task(evaluation, prepared, pairs, dict(sorted(seeds.items())), device)
+
+
+def load(task: Task, seed: int) -> tuple[Weights, Network]:
+    """A seed's weights and its network on the device, refusing what does not belong to the data as it is now."""
+    path = task.seeds[seed]
+    weights = read_weights(path)
+    stage = "train" if weights.config.finetune is None else "finetune"
+    again = f"train again with `uv run dvc repro {stage}@{task.evaluation.of}`"
+    if weights.classes != task.prepared.classes:
+        difference = f"({listed(weights.classes)}) than {task.prepared.dataset} ({listed(task.prepared.classes)})"
+        raise UserError(f"{path} has other classes {difference}: {again}")
+    if weights.config.superpixel_set is not None:
+        manifest = store.manifest_of(weights.superpixels["set"])
+        if not manifest.is_file():
+            remedy = f"run `uv run dvc repro superpixels@{manifest.stem}`"
+            raise UserError(f"{manifest}, which {path} was trained with, does not exist: {remedy}")
+        if files.sha256(manifest) != weights.superpixels["sha256"]:
+            raise UserError(f"{path} was trained with other superpixels than {manifest} has now: {again}")
+    untrained = replace(weights.config, backbone=replace(weights.config.backbone, pretrained=False))
+    try:
+        model = build(untrained, len(weights.classes))
+        model.load_state_dict(weights.state)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} does not fit the network as models/ has it now ({reason[:200]}): {again}") from None
+    mean_colour, _ = normalization(weights.config.backbone.name)
+    return weights, Network(model.to(task.device).eval(), tuple(mean_colour))
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few names for a message."""
+    return ", ".join(names[:6]) + (f" ... {len(names)} in all" if len(names) > 6 else "")
+
+
+def count(task: Task, seed: int, weights: Weights, network: Network) -> Tally:
+    """Predict this rank's images and count; all ranks end with the counts of all images."""
+    images, radii = len(task.pairs), task.evaluation.radii
+    tally = Tally.empty(images, len(radii), len(task.prepared.classes))
+    drawn = set(pictures.chosen(images))
+    cost.forget_peak(task.device)
+    examples = loaded(task, weights, range(rank(), images, world()))
+    fault: str | None = None
+    for turn, index in enumerate(turns(task, seed)):
+        if index < images and fault is None:
+            try:
+                example = next(examples)
+                prediction = predict(network, example.image, example.superpixels_HW, task.evaluation, len(weights.classes))
+                tally.add(index, prediction, example.labels_HW, radii)
+                if index in drawn:
+                    tally.predictions[index] = prediction.multi_HW
+            except ValueError as error:  # a label or a size that the metrics or the network refuse
+                fault = str(error) if isinstance(error, UserError) else f"{task.pairs[index].name}: {error}"
+        due = world() == 1 or turn % AGREE_EVERY == 0 or index + world() - rank() >= images
+        if due and (agreed := agree(fault)) is not None:
+            raise UserError(agreed)
+    tally.gather()
+    return tally
+
+
+def turns(task: Task, seed: int) -> Iterator[int]:
+    """The index of this rank's image in each turn, equally many on every rank: the last may be beyond the images."""
+    indices = range(rank(), -(-len(task.pairs) // world()) * world() + rank(), world())
+    if rank() or not task.evaluation.launch.bars:
+        return iter(indices)
+    unit = "images" if world() == 1 else f"images on each of {world()} ranks"
+    return track(indices, len(indices), f"evaluate {task.evaluation.name}, seed {seed}", unit=unit)
+
+
+def loaded(task: Task, weights: Weights, indices: Sequence[int]) -> Iterator[Example]:
+    """The examples in order, the next ones read by threads while one is in use."""
+    maps = read_set(weights.superpixels["set"]) if weights.config.superpixel_set is not None else None
+    workers = max(1, task.evaluation.launch.workers)
+    coming = iter(indices)
+    with ThreadPoolExecutor(workers) as pool:
+        queue: deque[Future[Example]] = deque(pool.submit(read, task.pairs[index], maps) for index in islice(coming, workers + 1))
+        try:
+            while queue:
+                example = queue.popleft().result()
+                queue.extend(pool.submit(read, task.pairs[index], maps) for index in islice(coming, 1))
+                yield example
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def read(pair: Pair, maps: SuperpixelMaps | None) -> Example:
+    """One pair from the store."""
+    return Example(preparation.open_image(pair), preparation.open_label(pair), None if maps is None else maps.open(pair))
+
+
+def costs_of(task: Task, seed: int, weights: Weights, network: Network, speed: float | None) -> dict[str, float | None]:
+    """The cost section of one seed."""
+    peak = torch.tensor(cost.peak_memory(task.device))  # before the operations are counted, which takes memory of its own
+    if world() > 1:
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    record = files.read_json(task.seeds[seed].with_suffix(".json"), f"run `uv run dvc repro train@{task.evaluation.of}`")
+    size = cost.usual_size([(pair.height, pair.width) for pair in task.pairs])
+    return {
+        "parameters": cost.parameters(network),
+        "flops": cost.flops(network, size, task.evaluation, superpixels=weights.config.superpixel_set is not None),
+        "images_per_second": speed,
+        "peak_memory_bytes": int(peak),
+        "train_seconds": record.get("seconds"),
+    }
+
+
+def results(
+    task: Task, per_seed: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, float | None]], cosines: Sequence[float | None]
+) -> dict[str, Any]:
+    """The results file's content: means over seeds, and each seed's."""
+    whole = {key: int(costs[0][key] or 0) for key in ("parameters", "flops")}  # the same for every seed
+    peak = max(int(entry["peak_memory_bytes"] or 0) for entry in costs)
+    return {
+        "evaluation": task.evaluation.name,
+        "run": task.evaluation.of,
+        "dataset": task.prepared.dataset,
+        "split": task.evaluation.split,
+        "images": len(task.pairs),
+        "seeds": list(task.seeds),
+        **{protocol: mean_scores([entry[protocol] for entry in per_seed]) for protocol in PROTOCOLS},
+        "per_seed": list(per_seed),
+        "cost": mean_scores([dict(entry) for entry in costs]) | whole | {"peak_memory_bytes": peak},
+        "adjacent_class_weight_cosine": mean_scores(list(cosines)),
+    }
+
+
+def write(task: Task, content: Mapping[str, Any], weights: Weights, predictions: Mapping[int, NDArray[np.uint8]]) -> None:
+    """Publish the pictures of the first seed's predictions, then the results file: it is there only when all is done."""
+    palette = task.prepared.palette
+    drawn, indices = [], sorted(predictions)
+    for index, example in zip(indices, loaded(task, weights, indices), strict=True):
+        ids_HW = predictions[index]
+        panel = pictures.panel(example.image, example.labels_HW, ids_HW, palette, example.superpixels_HW)
+        drawn.append((task.pairs[index].name, panel, ids_HW))
+    pictures.write(RESULTS / task.evaluation.name / "pictures", task.prepared, drawn)
+    files.write_json(RESULTS / f"{task.evaluation.name}.json", content)
+
+
+def flat(values: Mapping[str, Any], place: str = "") -> dict[str, float]:
+    """Nested numbers as one mapping, keys joined by /; None left out."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{place}{key}/")
+        elif value is not None:
+            found[f"{place}{key}"] = float(value)
+    return found
