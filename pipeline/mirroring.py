@@ -1,0 +1,82 @@
+"""The process that talks to MLflow for `pipeline.tracking`.
+
+python -m pipeline.mirroring runs/fcn/seed-0/mlflow.json        sends a run's record again, by hand
+"""
+
+import contextlib
+import json
+import os
+import select
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import lifeline
+from pipeline.attempt import ATTEMPT, Attempt, address, read_attempt, reason, shown
+from pipeline.tracking import Copy
+
+
+def follow(file: Path, every: float) -> None:
+    """Mirror the attempt in `file` every so many seconds until the input ends, and once after that."""
+    copy, warned, ended = None, False, False
+    while not ended:
+        ended = bool(select.select([sys.stdin], [], [], 0)[0])  # asked before the pass, so that the last pass sees everything
+        try:
+            attempt = read_attempt(file)
+            copy = copy or Copy(attempt)
+            copy.send(attempt)
+            warned = False
+        except Exception as error:
+            copy = None  # ask MLflow again what it has
+            if not warned:
+                complain(f"the training goes on, its record stays in {file.parent}", error)
+            warned = True
+        ended = ended or every < 0
+        if not ended:
+            select.select([sys.stdin], [], [], every)
+
+
+def complain(consequence: str, error: Exception) -> None:
+    """One warning; our parent, which may have to kill us, learns from the output that it was given."""
+    print(f"warning: MLflow at {shown(address())} is away or busy ({reason(error)}): {consequence}", file=sys.__stderr__, flush=True)
+    print("warned", file=sys.__stdout__, flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """`follow FILE SECONDS`, `results` (the order on the input), or files of attempts to send once more."""
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        if arguments[0] == "follow":
+            lifeline.die_with_parent()
+            follow(Path(arguments[1]), float(arguments[2]))
+        elif arguments[0] == "results":
+            lifeline.die_with_parent()
+            order = json.load(sys.stdin)
+            try:
+                send_evaluation(order)
+            except Exception as error:
+                complain(f"results/{order['results']['evaluation']}.json stands, the next evaluation sends it", error)
+        else:
+            for file in arguments:
+                follow(Path(file), -1)
+
+
+def send_evaluation(order: Mapping[str, Any]) -> None:
+    """What `mirror_results` ordered: the records first, where they belong to these weights, then the numbers."""
+    results = order["results"]
+    pictures = sorted(Path(order["pictures"]).glob("*.png")) if order["pictures"] else []
+    for values in results["per_seed"]:
+        seed, fingerprint = values["seed"], order["fingerprints"][str(values["seed"])]
+        attempt = Attempt(experiment=order["experiment"], name=results["run"], seed=seed, fingerprint=fingerprint, status="FINISHED")
+        file = Path("runs") / results["run"] / f"seed-{seed}" / ATTEMPT
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            if (recorded := read_attempt(file)).fingerprint == fingerprint and recorded.experiment == attempt.experiment:
+                attempt = recorded
+        copy = Copy(attempt)
+        copy.send(attempt)
+        shared = {key: results[key] for key in ("cost", "images", "adjacent_class_weight_cosine") if key in results}
+        copy.send_results(results["evaluation"], {key: value for key, value in values.items() if key != "seed"} | shared, pictures)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
