@@ -1,0 +1,1 @@
+"""One file per DVC stage, and commands for people."""

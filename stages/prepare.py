@@ -1,0 +1,56 @@
+"""Check every image and label of the dataset and put them into the store: `uv run python -m stages.prepare`.
+
+Publishes data/prepared.json, which names the pairs of every split by the hashes of their content.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.command import run
+
+if TYPE_CHECKING:
+    from pipeline.datasets import Dataset
+
+
+def main() -> None:
+    """Prepare the dataset that params.yaml names."""
+    description = "Check every image and label of the dataset and put them into the store."
+    argparse.ArgumentParser(prog="uv run python -m stages.prepare", description=description).parse_args()
+
+    from pipeline import config, preparation, prepared
+    from pipeline.check import check_data
+    from pipeline.progress import warn
+
+    params = config.load()
+    dataset = check_data(params)
+    name = params.data.dataset
+    published, pixels = preparation.prepare(dataset, name, folder_of(dataset, name))
+    prepared.write(published)
+    for line in preparation.summary(published, pixels):
+        print(line)
+    for line in preparation.doubts(published, pixels):
+        warn(line)
+
+
+def folder_of(dataset: "Dataset", name: str) -> Path:
+    """Where the dataset's archive was extracted (which happens here), or where it may put files of its own."""
+    from pipeline import archives, extraction, files, store
+    from pipeline.errors import UserError
+
+    if not dataset.archives:
+        return store.root() / "generated" / name
+    (archive,) = dataset.archives
+    fetched = files.read_json(Path("data/archives.json"), f"run `{archives.COMMAND}`")
+    try:
+        sha256 = fetched["archives"][archive.name]["sha256"]
+    except (KeyError, TypeError):
+        raise UserError(f"data/archives.json does not name {archive.name}: run `{archives.COMMAND}`") from None
+    folder = extraction.folder_of(sha256)
+    if folder.is_dir():  # whole; the archive may be gone
+        return folder
+    return extraction.extracted(archives.locate(archive), sha256)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
