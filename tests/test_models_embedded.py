@@ -1,0 +1,168 @@
+"""E-CRF's message passing against the released code's arrays and against a loop over pixels in float64."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.crf.embedded import Embedded, MessagePassing, position_encoding, products, weighted_sum
+
+REFERENCE = Path(__file__).parent / "reference" / "ecrf_a.npz"
+
+
+def reference() -> tuple[dict[str, Tensor], MessagePassing]:
+    with np.load(REFERENCE) as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file}
+    module = MessagePassing(arrays["features"].shape[1])
+    with torch.no_grad():
+        for conv, name in ((module.position_conv, "pos_conv"), (module.image_conv, "img_conv"), (module.compatibility_conv, "comp_conv")):
+            conv.weight.copy_(arrays[name])
+    return arrays, module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_and_gradients_are_the_released_codes(dtype: torch.dtype) -> None:
+    arrays, module = reference()
+    module.to(dtype)
+    features = arrays["features"].to(dtype).requires_grad_()
+    output = module(features, arrays["image"].to(dtype), arrays["superpixels"])
+    (gradient,) = torch.autograd.grad((output * arrays["cotangent"]).sum(), features)
+    for ours, name in ((output, "output"), (gradient, "grad_features")):
+        expected = arrays[name].to(dtype)
+        assert (ours - expected).abs().max() <= 1e-6 * expected.abs().max()
+    module.superpixel_weight = 0
+    pairwise = module(features, arrays["image"].to(dtype), None)
+    assert (pairwise - arrays["output_without_superpixels"]).abs().max() <= 1e-6 * pairwise.abs().max()
+
+
+def token(module: MessagePassing, image_3HW: Tensor, y: int, x: int) -> Tensor:
+    """f_i, written out from the paper's definition."""
+    waves = [[(math.sin, math.cos)[k % 2](place / 10000 ** ((k - k % 2) / 32)) for k in range(32)] for place in (x, y)]
+    place = module.position_conv.weight[:, :, 0, 0] @ torch.tensor(waves[0] + waves[1], dtype=torch.float64)
+    return torch.cat([module.image_conv.weight[:, :, 0, 0] @ image_3HW[:, y, x], place])
+
+
+def literal(module: MessagePassing, features_BCHW: Tensor, image_B3HW: Tensor, labels_BHW: Tensor | None) -> Tensor:
+    """Pixel by pixel; the image is already of the features' size."""
+    kernel_size, dilation = module.window
+    weight = module.compatibility_conv.weight[0, :, 0, 0]
+    batch, channels, height, width = features_BCHW.shape
+    rows = []
+    for b in range(batch):
+        f = {(y, x): token(module, image_B3HW[b], y, x) for y in range(height) for x in range(width)}
+        for y, x in f:
+            message, size = torch.zeros(channels, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+            for tap in range(kernel_size**2):
+                other = (y + dilation * (tap // kernel_size - kernel_size // 2), x + dilation * (tap % kernel_size - kernel_size // 2))
+                if other in f:
+                    own, neighbour = features_BCHW[b, :, y, x], features_BCHW[b, :, other[0], other[1]]
+                    seen = neighbour if module.compatibility == "neighbour" else torch.cat([own, neighbour])
+                    factor = torch.sigmoid(weight @ seen) * (f[y, x] @ f[other])
+                    message, size = message + factor * neighbour, size + factor.abs()
+            message = message / {"none": 1, "count": kernel_size**2, "absolute": size}[module.normalization]
+            total = features_BCHW[b, :, y, x] + module.pairwise_weight * message
+            if labels_BHW is not None and labels_BHW[b, y, x] >= 0:
+                inside = labels_BHW[b] == labels_BHW[b, y, x]
+                total = total + module.superpixel_weight * features_BCHW[b][:, inside].sum(1) / (inside.sum().item() + 1e-5)
+            rows.append(total)
+    return torch.stack(rows).view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("compatibility", "normalization", "kernel_size", "dilation"),
+    [
+        ("neighbour", "none", 3, 2),
+        ("pair", "count", 3, 1),
+        ("neighbour", "absolute", 5, 1),
+        ("pair", "absolute", 3, 3),
+        ("neighbour", "count", 1, 2),
+    ],
+)
+def test_fast_form_equals_the_loop_over_pixels(compatibility: str, normalization: str, kernel_size: int, dilation: int) -> None:
+    torch.manual_seed(1)
+    module = MessagePassing(
+        4, embedding=6, kernel_size=kernel_size, dilation=dilation, compatibility=compatibility, normalization=normalization
+    ).double()
+    features = torch.randn(2, 4, 4, 5, dtype=torch.float64, requires_grad=True)
+    image = torch.rand(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(-1, 3, (2, 4, 5))
+    inputs = [features, image, *module.parameters()]
+    ours, expected = module(features, image, labels), literal(module, features, image, labels)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+    cotangent = torch.randn_like(ours)
+    for a, b in zip(*(torch.autograd.grad((form * cotangent).sum(), inputs) for form in (ours, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        assert a.abs().max() > 0
+
+
+def test_image_and_superpixels_come_at_their_own_size() -> None:
+    torch.manual_seed(2)
+    module = MessagePassing(4).double()
+    features, image = torch.randn(1, 4, 3, 4, dtype=torch.float64), torch.rand(1, 3, 13, 17, dtype=torch.float64)
+    labels = torch.randint(0, 5, (1, 13, 17), dtype=torch.int32)
+    small = F.interpolate(image, (3, 4), mode="bilinear", align_corners=False)
+    nearest = F.interpolate(labels[:, None].double(), (3, 4), mode="nearest")[:, 0].long()
+    torch.testing.assert_close(module(features, image, labels), literal(module, features, small, nearest))
+
+
+def test_the_two_operations_have_each_other_as_gradients() -> None:
+    a, b = (torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weights = torch.randn(1, 9, 3, 4, dtype=torch.float64, requires_grad=True)
+    for function, inputs in ((weighted_sum, (a, weights)), (products, (a, b)), (lambda x, k, d: products(x, x, k, d), (a,))):
+        assert torch.autograd.gradcheck(lambda *x, f=function: f(*x, 3, 2), inputs)
+        assert torch.autograd.gradgradcheck(lambda *x, f=function: f(*x, 3, 2), inputs)
+
+
+def test_each_half_switches_off_with_its_work() -> None:
+    features, image, labels = torch.randn(1, 4, 6, 6), torch.rand(1, 3, 6, 6), torch.zeros(1, 6, 6, dtype=torch.int32)
+    neither = MessagePassing(4, pairwise_weight=0, superpixel_weight=0)
+    assert torch.equal(neither(features, image, None), features)
+    assert not any(parameter.requires_grad for parameter in neither.parameters())
+    superpixels_only = MessagePassing(4, pairwise_weight=0)
+    superpixels_only.kernel = None  # not to be called
+    torch.testing.assert_close(superpixels_only(features, image, labels), features + 0.1 * features.mean((2, 3), keepdim=True))
+    with pytest.raises(ValueError, match="superpixel_weight: 0"):
+        MessagePassing(4)(features, image, None)
+    assert Embedded(4, 2).needs_superpixels
+    assert not Embedded(4, 2, superpixel_weight=0).needs_superpixels
+
+
+def test_wrong_options_are_refused() -> None:
+    for wrong in ({"kernel_size": 4}, {"dilation": 0}, {"compatibility": "both"}, {"normalization": "softmax"}, {"embedding": 0}):
+        with pytest.raises(ValueError, match="crf embedded"):
+            MessagePassing(4, **wrong)
+
+
+def test_parameters_are_the_papers() -> None:
+    assert sum(parameter.numel() for parameter in MessagePassing(512).parameters()) == 2656
+    encoding = position_encoding((3, 5), torch.zeros(1, dtype=torch.float64))
+    assert encoding.shape == (1, 64, 3, 5)
+    assert encoding[0, 1, 2, 4].item() == pytest.approx(math.cos(4))
+    assert encoding[0, 34, 2, 4].item() == pytest.approx(math.sin(2 / 10000 ** (2 / 32)))
+
+
+def test_sums_are_float32_under_autocast() -> None:
+    arrays, module = reference()
+    features = arrays["features"].to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = module(features, arrays["image"], arrays["superpixels"])
+    assert low.dtype == torch.bfloat16
+    assert torch.equal(low, module(features.float(), arrays["image"], arrays["superpixels"]).to(torch.bfloat16))
+
+
+def test_no_copies_of_the_features_are_kept_for_the_gradient() -> None:
+    module, features = MessagePassing(64), torch.randn(1, 64, 24, 24, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(features, torch.rand(1, 3, 96, 96), torch.zeros(1, 24, 24, dtype=torch.int32))
+    own = features.untyped_storage().nbytes()
+    assert own < sum(kept.values()) < 4 * own

@@ -1,0 +1,79 @@
+"""Learning rates by part and step, and what freezing keeps."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import optim
+from pipeline.schema import Train
+
+
+def train(**changes: object) -> Train:
+    values = {"iterations": 100, "batch_size": 1, "seeds": (0,), "optimizer": "sgd", "lr": 1.0, "weight_decay": 0.0}
+    return Train(**{**values, **changes})
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.crf = nn.ModuleDict({"inner": nn.Conv2d(4, 4, 1), "classifier": nn.Conv2d(4, 2, 1)})
+        self.crfs = nn.Conv2d(2, 2, 1)
+
+
+def test_the_longest_part_wins_and_a_prefix_ends_at_a_dot() -> None:
+    model = Net()
+    groups = optim.parameter_groups(model, {"crf": 10.0, "crf.classifier": 100.0, "backbone": 0.0})
+    factors = {id(parameter): group["factor"] for group in groups for parameter in group["params"]}
+    found = {name: factors[id(parameter)] for name, parameter in model.named_parameters()}
+    assert found["crf.inner.weight"] == 10
+    assert found["crf.classifier.bias"] == 100
+    assert found["backbone.0.weight"] == 0
+    assert found["crfs.weight"] == 1
+
+
+def test_rates_warm_up_and_decay_and_are_multiplied() -> None:
+    rates = [optim.learning_rate(train(warmup=9, power=0.9), step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[4] == pytest.approx(0.5 * (1 - 4 / 100) ** 0.9)
+    assert rates[50] == pytest.approx(0.5**0.9)
+    assert 0 < rates[99] < 0.02
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
+    chosen = optim.optimizer(Net(), train(multipliers={"crf": 10.0}))
+    optim.set_learning_rate(chosen, 0.5)
+    assert sorted(group["lr"] for group in chosen.param_groups) == [0.5, 5.0]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_factor_of_ten_makes_the_first_step_ten_times_as_long(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": nn.Linear(3, 1, bias=False), "b": nn.Linear(3, 1, bias=False)})
+    model["b"].load_state_dict(model["a"].state_dict())
+    before = model["a"].weight.detach().clone()
+    chosen = optim.optimizer(model, train(optimizer=name, multipliers={"b": 10.0}))
+    optim.set_learning_rate(chosen, 0.01)
+    x = torch.ones(1, 3)
+    (model["a"](x) + model["b"](x)).sum().backward()
+    chosen.step()
+    torch.testing.assert_close(model["b"].weight - before, 10 * (model["a"].weight - before), rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parts_stay_in_eval_mode_and_out_of_the_optimizer() -> None:
+    model = Net()
+    optim.freeze(model, ["backbone"])
+    optim.train_mode(model, ["backbone"])
+    assert model.training
+    assert model.crf.training
+    assert not model.backbone[1].training
+    trained = {id(parameter) for group in optim.parameter_groups(model, {}) for parameter in group["params"]}
+    assert not trained & {id(parameter) for parameter in model.backbone.parameters()}
+    optim.freeze(model, ["crf", "crfs"])
+    with pytest.raises(ValueError, match="nothing to train"):
+        optim.optimizer(model, train())
+
+
+def test_parts_that_do_not_exist_are_named() -> None:
+    with pytest.raises(ValueError, match=r"'hed' is no part .* parts are backbone, crf, crfs"):
+        optim.check_parts(Net(), ["crf.classifier", "hed"], "multipliers")

@@ -1,0 +1,21 @@
+"""The pictures of an evaluation that runs twice at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline import pictures
+from pipeline.prepared import Prepared
+
+
+def test_two_that_write_the_same_pictures_end_well(workspace: Path) -> None:
+    prepared = Prepared("scenes", ("sky", "road"), ((70, 130, 180), (128, 64, 128)), {})
+    drawn = [(name, Image.new("RGB", (8, 8)), np.zeros((4, 4), np.uint8)) for name in ("a", "b")]
+    folder = Path("results/ecrf/pictures")
+    with ThreadPoolExecutor(4) as pool:
+        for written in [pool.submit(pictures.write, folder, prepared, drawn) for _ in range(12)]:
+            written.result()
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "a.prediction.png", "b.png", "b.prediction.png", "legend.png"]
+    assert [path.name for path in folder.parent.iterdir()] == ["pictures"]
