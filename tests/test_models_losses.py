@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.losses.cross_entropy import CrossEntropy, cross_entropy_sum, flat_cross_entropy_sum, pixel_mean
+from models.entropy import cross_entropy_sum, flat_cross_entropy_sum, pixel_mean
+from models.losses.cross_entropy import CrossEntropy
 from models.segmenter import Output
 
 

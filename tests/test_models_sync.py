@@ -10,8 +10,8 @@ import torch.distributed as dist
 from ranks import run_on_ranks
 from torch import Tensor, nn
 
+from models.entropy import pixel_mean
 from models.layers import GlobalBatchNorm2d, synchronise_batch_norm
-from models.losses.cross_entropy import pixel_mean
 from models.reductions import all_gather, all_sum, share_of_mean, world_size
 from models.segmenter import build, build_loss
 
