@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.flops import declared
 from pipeline.inference import Network, scaled_size, starts
 from pipeline.schema import Evaluation
 
@@ -21,7 +22,8 @@ def parameters(network: Network) -> int:
 def flops(network: Network, size: tuple[int, int], evaluation: Evaluation, *, superpixels: bool) -> int:
     """Twice the multiply-adds of predicting one image of (height, width) at a single scale.
 
-    One forward pass is counted (matrix products, convolutions and attention; not element-wise work), times the windows.
+    One forward pass is counted (matrix products, convolutions, attention and what `models.flops` is told of; no other element-wise
+    work), times the windows.
     """
     height, width = scaled_size(size, evaluation.short_side, 1.0)
     windows = 1
@@ -32,9 +34,9 @@ def flops(network: Network, size: tuple[int, int], evaluation: Evaluation, *, su
     weights = next(network.model.parameters())
     image_B3HW = torch.zeros(1, 3, height, width, device=weights.device, dtype=weights.dtype)
     superpixels_BHW = torch.zeros(1, height, width, device=weights.device, dtype=torch.int32)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), declared() as further, FlopCounterMode(display=False) as counter:
         network.model(image_B3HW, superpixels_BHW if superpixels else None)
-    return windows * counter.get_total_flops()
+    return windows * (counter.get_total_flops() + sum(further))
 
 
 def forget_peak(device: torch.device) -> None:
