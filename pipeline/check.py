@@ -68,7 +68,10 @@ def check_run(config: Config, classes: int, file: Path, place: str) -> None:
         check_options(table, part, f"{file}: {place}.{slot}", slot)
     with torch.device("meta"):
         model = build(config, classes)
-    build_loss(config, classes)
+    loss = build_loss(config, classes)
+    if lacking := set(loss.needs) - {*model.head.extras, *model.crf.extras}:
+        why = f"loss {config.loss.name} needs {' and '.join(sorted(lacking))}"
+        raise UserError(f"{file}: {place}: {why}, which head {config.head.name} with crf {config.crf.name} does not give")
     optim.check_parts(model, config.train.multipliers, "train.multipliers")
     if isinstance(config.backbone.pretrained, Path):
         backbone.weights_file(config.backbone.pretrained, config.backbone.name)
@@ -84,7 +87,7 @@ def check_run(config: Config, classes: int, file: Path, place: str) -> None:
         optim.check_parts(model, config.finetune.freeze, "freeze")
         optim.freeze(model, config.finetune.freeze)
         optim.optimizer(model, config.train)
-        if config.finetune.alternate:
+        if config.finetune.alternate and "unary" not in model.crf.extras:
             raise UserError(f"{file}: {place}.alternate: crf {config.crf.name} has no unary of its own to alternate with")
         if config.finetune.images is not None and not config.finetune.images.is_file():
             raise UserError(f"{file}: {place}.images: {config.finetune.images} does not exist")

@@ -15,6 +15,7 @@ class CRF(Protocol):
     dropout: nn.Dropout2d  # before the classifier
     classifier: nn.Conv2d  # 1x1
     needs_superpixels: bool
+    extras: tuple[str, ...]  # the names of what it gives besides the logits
 
     def __call__(self, features_BChw: Tensor, image_B3HW: Tensor, superpixels_BHW: Tensor | None, /) -> tuple[Tensor, dict[str, Tensor]]:
         """(logits_BKhw, what its losses need by name: `unary` for logits before the field). The image is in [0, 1]."""

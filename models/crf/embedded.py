@@ -27,6 +27,8 @@ WAVES = 32  # channels that encode each coordinate
 class Embedded(nn.Module):
     """Message passing on the features, then dropout and the classifier. The options are MessagePassing's."""
 
+    extras = ()
+
     def __init__(
         self,
         channels: int,

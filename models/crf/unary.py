@@ -9,6 +9,7 @@ class Unary(nn.Module):
     """Dropout of whole channels, then a 1x1 convolution to the classes."""
 
     needs_superpixels = False
+    extras = ()
 
     def __init__(self, channels: int, classes: int, *, dropout: float = 0.1) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ class Head(Protocol):
     stride: int  # of these features, in pixels of the image
     align_corners: bool  # how its logits are to be resized
     end: End  # its last convolution, left to Projection
+    extras: tuple[str, ...]  # the names of what it gives besides the features
     smallest_batch: int  # the smallest global batch that it can be trained with
 
     def __call__(self, stages: list[Tensor], /) -> tuple[Tensor, dict[str, Tensor]]:

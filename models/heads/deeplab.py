@@ -19,6 +19,8 @@ LOW_LEVEL_STRIDE = 4
 class DeepLab(nn.Module):
     """ASPP on the last stage; the bottleneck (without decoder) or the decoder's second convolution is the end."""
 
+    extras = ()
+
     def __init__(
         self,
         channels: Sequence[int],

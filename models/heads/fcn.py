@@ -15,6 +15,8 @@ from models.layers import End, conv_norm_act
 class FCN(nn.Module):
     """The last stage through convs - 1 convolutions; the last one is the end that Projection holds."""
 
+    extras = ()
+
     def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, *, width: int = 512, convs: int = 2) -> None:
         super().__init__()
         if width < 1 or convs < 1:

@@ -12,6 +12,8 @@ from models.losses.cross_entropy import CrossEntropy
 class Loss(Protocol):
     """Built from (classes, auxiliary_weight, *, options); its options are its keyword-only arguments."""
 
+    needs: tuple[str, ...]  # the names of the extras that it cannot do without
+
     def __call__(self, output: Output, labels_BHW: Tensor, /) -> dict[str, Tensor]:
         """Terms by name, each already weighted, such that its mean over the ranks is the term of the global batch."""
 
