@@ -1,0 +1,1 @@
+"""GPU kernels in Triton, each beside the plain form that it must equal."""
