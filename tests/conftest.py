@@ -72,6 +72,18 @@ PROFILE = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a GPU are skipped, and say so, where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
 @dataclass
 class Project:
     """A folder with a tiny params.yaml whose data is prepared; stages run in it as they do for a user."""
