@@ -1,0 +1,99 @@
+"""Mean field in a dense conditional random field, unrolled: CRF-RNN, and E-CRF's baseline "Joint-CRF".
+
+Zheng et al.: Conditional Random Fields as Recurrent Neural Networks (ICCV 2015); Krahenbuhl and Koltun: Efficient Inference in Fully
+Connected CRFs with Gaussian Edge Potentials (NeurIPS 2011). With logits U, positions p and colours I:
+
+    q = softmax(Y)        Y <- U + C (Ws K_s q + Wb K_b q)        Y = U at the start; the result is Y, without softmax
+    K_s(i, j) = exp(-|p_i - p_j|^2 / 2 theta_gamma^2)
+    K_b(i, j) = exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - |I_i - I_j|^2 / 2 theta_beta^2)
+
+Each K q is divided by K 1 (rows), or K is D^-1/2 K D^-1/2 with D = K 1 (symmetric). j = i belongs to K, as in every implementation.
+Ws, Wb and C are full matrices as in the released code. Differently from it the filters are exact, batched, on any device, and the
+bandwidths have a gradient.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.filters import FILTERS
+from models.filters.precision import product
+from models.filters.spatial import Spatial
+from models.layers import at_least_float32, size_of
+
+NORMALIZATIONS = ("rows", "symmetric", "none")
+TINY = 1e-20
+
+
+def mean_field(
+    logits_BKHW: Tensor,
+    image_B3HW: Tensor,
+    *,
+    iterations: int = 5,
+    theta_alpha: Tensor | float = 160.0,
+    theta_beta: Tensor | float = 3.0,
+    theta_gamma: Tensor | float = 3.0,
+    spatial_weight_KK: Tensor,
+    bilateral_weight_KK: Tensor,
+    compatibility_KK: Tensor,
+    filtering: Literal["exact", "permutohedral"] = "exact",
+    normalization: Literal["rows", "symmetric", "none"] = "rows",
+) -> Tensor:
+    """The logits BKHW after `iterations` steps, of the given logits' type; half precision is computed in float32.
+
+    The image is in [0, 255], of the logits' size; theta_alpha and theta_gamma in its pixels, theta_beta in its colours. Thetas may be
+    tensors that learn. ValueError: sizes that differ, an unknown filtering or normalization.
+    """
+    _check(logits_BKHW, image_B3HW, iterations, filtering, normalization)
+    with torch.autocast(logits_BKHW.device.type, enabled=False):
+        unary_BKHW = at_least_float32(logits_BKHW)
+        image_B3HW = image_B3HW.to(unary_BKHW)
+        spatial, bilateral, outer = (weight_KK.to(unary_BKHW) for weight_KK in (spatial_weight_KK, bilateral_weight_KK, compatibility_KK))
+        unary_BKN = unary_BKHW.flatten(2)
+        features_B5N = bilateral_features(image_B3HW, theta_alpha, theta_beta)
+        ones_11N = torch.ones_like(unary_BKN[:1, :1])
+        near = normalised(Spatial(*size_of(logits_BKHW), theta_gamma, unary_BKHW), ones_11N, normalization)
+        alike = normalised(FILTERS[filtering](features_B5N), ones_11N.expand(len(unary_BKN), -1, -1), normalization)
+        scores_BKN = unary_BKN
+        for _ in range(iterations):
+            q_BKN = scores_BKN.softmax(1)
+            message_BKN = product(spatial, near(q_BKN)) + product(bilateral, alike(q_BKN))
+            scores_BKN = unary_BKN + product(outer, message_BKN)
+    return scores_BKN.view_as(unary_BKHW).to(logits_BKHW.dtype)
+
+
+def bilateral_features(image_B3HW: Tensor, theta_alpha: Tensor | float, theta_beta: Tensor | float) -> Tensor:
+    """(x / theta_alpha, y / theta_alpha, R, G, B / theta_beta) of every pixel: B5N."""
+    height, width = size_of(image_B3HW)
+    rows, columns = (torch.arange(length, device=image_B3HW.device, dtype=image_B3HW.dtype) for length in (height, width))
+    places_2HW = torch.stack([columns.expand(height, -1), rows[:, None].expand(-1, width)])
+    scaled_2HW = places_2HW / _of_type(theta_alpha, image_B3HW)
+    return torch.cat([scaled_2HW.expand(len(image_B3HW), -1, -1, -1), image_B3HW / _of_type(theta_beta, image_B3HW)], 1).flatten(2)
+
+
+def normalised(kernel: Callable[[Tensor], Tensor], ones_B1N: Tensor, normalization: str) -> Callable[[Tensor], Tensor]:
+    """The kernel divided by its sums; they are computed once."""
+    if normalization == "none":
+        return kernel
+    sums_B1N = kernel(ones_B1N) + TINY
+    if normalization == "rows":
+        return lambda values_BKN: kernel(values_BKN) / sums_B1N
+    roots_B1N = sums_B1N.rsqrt()
+    return lambda values_BKN: kernel(values_BKN * roots_B1N) * roots_B1N
+
+
+def _of_type(theta: Tensor | float, like: Tensor) -> Tensor | float:
+    return theta.to(like) if isinstance(theta, Tensor) else theta
+
+
+def _check(logits_BKHW: Tensor, image_B3HW: Tensor, iterations: int, filtering: str, normalization: str) -> None:
+    if image_B3HW.shape != (len(logits_BKHW), 3, *size_of(logits_BKHW)):
+        raise ValueError(f"crf mean_field: image {tuple(image_B3HW.shape)} does not fit logits {tuple(logits_BKHW.shape)}")
+    if iterations < 0:
+        raise ValueError(f"crf mean_field: iterations must not be negative, not {iterations}")
+    if filtering not in FILTERS:
+        raise ValueError(f"crf mean_field: filtering must be {' or '.join(FILTERS)}, not {filtering!r}")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"crf mean_field: normalization must be rows, symmetric or none, not {normalization!r}")

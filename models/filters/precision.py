@@ -1,0 +1,51 @@
+"""Products of float32 in float32, whatever precision the rest of a network may use.
+
+Scaled colours reach 85 and their half squares 3600: TF32 or bfloat16 in a Gaussian's exponent flips a third of an image's labels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Inside, autocast is off and a product of float32 is IEEE float32 (no TF32 on CUDA, no bfloat16 on a CPU)."""
+    settings = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # pyrefly: ignore[missing-attribute]
+    before = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        settings.fp32_precision = before
+
+
+@torch.compiler.disable
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` of one float type in full precision, forward and backward; b has a's leading axes, a may lack them."""
+    return _Product.apply(a, b)
+
+
+class _Product(Function):
+    """Autograd would form the gradients outside of the context, in whatever precision is set there."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        with full_precision(a.device):
+            return a @ b
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:  # pyrefly: ignore[bad-override]
+        a, b = ctx.saved_tensors
+        with full_precision(a.device):
+            to_a = (gradients[0] @ b.mT).sum_to_size(a.shape) if ctx.needs_input_grad[0] else None
+            to_b = (a.mT @ gradients[0]).sum_to_size(b.shape) if ctx.needs_input_grad[1] else None
+        return to_a, to_b
