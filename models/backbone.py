@@ -1,4 +1,4 @@
-"""timm's feature pyramids, dilated to the stride that is asked for."""
+"""timm's feature pyramids, dilated to the stride that is asked for, and MiT's."""
 
 import difflib
 import os
@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
+from models import mit
+
 # timm takes seconds to import, so that each function here imports it itself.
 
 Triple = tuple[float, float, float]
@@ -21,12 +23,14 @@ Triple = tuple[float, float, float]
 def build(name: str, output_stride: int, pretrained: bool | Path = False) -> nn.Module:
     """A module from images B3HW to the list of its stages' features, finest first; `feature_info` states channels and reductions.
 
-    pretrained: true loads timm's weights, a path a file of weights (or a folder with <name>.safetensors, .pth or .pt). Ignored on
-    the meta device. ValueError: an unknown name, a stride that the backbone cannot have, weights that cannot be loaded.
+    pretrained: true loads timm's weights (MiT's are the hub's), a path a file of weights (or a folder with <name>.safetensors, .pth
+    or .pt). Ignored on the meta device. ValueError: an unknown name, a stride that the backbone cannot have, weights that cannot be
+    loaded.
     """
     _check_name(name)
     on_meta = torch.empty(0).is_meta
-    network = _create(name, output_stride, pretrained is True and not on_meta)
+    create = _create_mit if name in mit.VARIANTS else _create
+    network = create(name, output_stride, pretrained is True and not on_meta)
     if not isinstance(pretrained, bool) and not on_meta:
         print(load(network, weights_file(Path(pretrained), name), name), flush=True)
     return network
@@ -45,25 +49,32 @@ def shape(network: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(stages.channels()), tuple(stages.reduction())
 
 
+def libraries(name: str) -> tuple[str, ...]:
+    """The packages besides timm that the backbone's code comes from."""
+    return ("transformers",) if name in mit.VARIANTS else ()
+
+
 def normalization(name: str) -> tuple[Triple, Triple]:
     """(mean, standard deviation) per RGB channel, in [0, 1], that the backbone's weights were trained with."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from timm.models import get_pretrained_cfg
 
     _check_name(name)
-    known = get_pretrained_cfg(name)
+    known = None if name in mit.VARIANTS else get_pretrained_cfg(name)
     mean, deviation = (known.mean, known.std) if known else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     return (mean[0], mean[1], mean[2]), (deviation[0], deviation[1], deviation[2])
 
 
 def _check_name(name: str) -> None:
-    """ValueError where timm has no such model, or no such weights of it."""
+    """ValueError where timm has no such model, or no such weights of it; MiT's names are known."""
+    if name in mit.VARIANTS:
+        return
     import timm
     from timm.models import get_pretrained_cfg
 
     architecture = name.partition(".")[0]
     if ":" in name or not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        near = difflib.get_close_matches(architecture, [*timm.list_models(), *mit.VARIANTS], n=3)
         raise ValueError(f"backbone {name!r} is not in timm" + (f"; did you mean {', '.join(near)}" if near else ""))
     try:
         known = get_pretrained_cfg(name)
@@ -95,11 +106,30 @@ def _create(name: str, output_stride: int, pretrained: bool) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, features_only=True, **stride)
     except Exception as error:  # whatever the hub's client, the network or timm raises
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"backbone {name!r}: its weights could not be loaded ({reason}). Without network, set backbone.pretrained to the path "
-            "of a downloaded file of weights, or to false to train from scratch"
-        ) from None
+        raise _not_downloaded(name, error) from None
+
+
+def _create_mit(name: str, output_stride: int, pretrained: bool) -> nn.Module:
+    """The encoder that transformers has, perhaps with the hub's weights."""
+    network = mit.build(name, output_stride)
+    if not pretrained:
+        return network
+    _notice_missing_network()
+    try:
+        file = mit.download(name)
+    except Exception as error:  # whatever the hub's client or the network raises
+        raise _not_downloaded(name, error) from None
+    print(load(network, file, name), flush=True)
+    return network
+
+
+def _not_downloaded(name: str, error: Exception) -> ValueError:
+    """What to do where weights cannot be had."""
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(
+        f"backbone {name!r}: its weights could not be loaded ({reason}). Without network, set backbone.pretrained to the path "
+        "of a downloaded file of weights, or to false to train from scratch"
+    )
 
 
 def _notice_missing_network() -> None:
@@ -148,7 +178,8 @@ def read_weights(file: Path) -> Mapping[str, Tensor]:
 
 def load(network: nn.Module, file: Path, name: str) -> str:
     """Copy a file's weights into a backbone, by name and shape; a line that says what was and was not loaded."""
-    given = {_plain(key): (key, value) for key, value in read_weights(file).items()}
+    tensors = read_weights(file)
+    given = {_plain(key): (key, value) for key, value in (mit.renamed(tensors) if name in mit.VARIANTS else tensors).items()}
     own = network.state_dict()
     fitting = {key: given[_plain(key)][1] for key in own if _plain(key) in given and given[_plain(key)][1].shape == own[key].shape}
     if not any(own[key].dim() > 1 for key in fitting):

@@ -1,8 +1,8 @@
 """What a run's weights depend on, and its hash.
 
 A fingerprint covers the resolved settings (all but the name, the list of seeds and the launch profile) and the inputs: the
-hashes of the manifests read and of the code files that dvc.yaml lists for the stage, torch's and timm's versions, and a
-finetune's parent file. Settings alone would not do: after an edit of a head's file a run would "resume" at its last step and
+hashes of the manifests read and of the code files that dvc.yaml lists for the stage, the versions of the libraries that compute,
+and a finetune's parent file. Settings alone would not do: after an edit of a head's file a run would "resume" at its last step and
 publish the old weights.
 """
 
@@ -26,6 +26,7 @@ LIBRARIES = ("torch", "timm", "torchvision", "numpy", "pillow")
 CODE = (
     "models/segmenter.py",
     "models/backbone.py",
+    "models/mit.py",
     "models/layers.py",
     "models/entropy.py",
     "models/reductions.py",
@@ -61,10 +62,11 @@ def parent_file(config: Config) -> Path | None:
 
 def stamp(config: Config) -> Config:
     """The config with its inputs' hashes, taken now: they travel with the job to wherever it runs."""
+    libraries = (*LIBRARIES, *backbone.libraries(config.backbone.name))
     inputs = Inputs(
         manifests=manifest_hashes(config),
         code={path: tree_hash(ROOT / path) for path in code_files(config)},
-        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        versions={name: importlib.metadata.version(name) for name in libraries},
         parent=parent_hash(config),
     )
     return replace(config, inputs=inputs)
