@@ -1,5 +1,6 @@
-"""What several parts of a network share: convolutions, resizing, the end of a head, means over superpixels, batch norm over ranks."""
+"""What several parts share: convolutions, resizing, a head's end, pyramid pooling, means over superpixels, batch norm over ranks."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -112,6 +113,46 @@ def _interpolation(source: int, target: int, align_corners: bool, like: Tensor) 
     fraction = (place - low)[:, None]
     below, above = (F.one_hot(index, source).float() for index in (low, high))
     return (below * (1 - fraction) + above * fraction).to(like.dtype)
+
+
+class PyramidPooling(nn.Module):
+    """PSPNet's context: a stage beside its means over bin x bin regions, each through a 1x1 convolution and back to the stage's size.
+
+    Batch norm cannot be trained with one image where a bin is 1, which leaves one value per channel and image.
+    """
+
+    def __init__(self, channels: int, width: int, bins: Sequence[int]) -> None:
+        super().__init__()
+        self.bins = tuple(bins)
+        self.convs = nn.ModuleList(conv_norm_act(channels, width, 1) for _ in self.bins)
+        self.channels = channels + width * len(self.bins)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The stage's own channels first: B, channels, H, W."""
+        pooled = [conv(region_means(x_BCHW, side)) for side, conv in zip(self.bins, self.convs, strict=True)]
+        return torch.cat([x_BCHW, *(resize(means_BCbb, size_of(x_BCHW)) for means_BCbb in pooled)], dim=1)
+
+
+def region_means(x_BCHW: Tensor, side: int) -> Tensor:
+    """Means over side x side regions, which overlap where `side` does not divide the map: BC, side, side."""
+    if side > 1 and x_BCHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return region_means_by_products(x_BCHW, side)
+    return F.adaptive_avg_pool2d(x_BCHW, side)
+
+
+def region_means_by_products(x_BCHW: Tensor, side: int) -> Tensor:
+    """`region_means` as two matrix products: its gradient is deterministic on CUDA, where adaptive pooling's is not."""
+    rows_bH, columns_bW = (_regions(length, side, x_BCHW) for length in size_of(x_BCHW))
+    with torch.autocast(x_BCHW.device.type, enabled=False):
+        return rows_bH @ (x_BCHW @ columns_bW.T)
+
+
+def _regions(length: int, side: int, like: Tensor) -> Tensor:
+    """The (side, length) matrix whose row i averages the places from floor(i length / side) to ceil((i + 1) length / side)."""
+    place, region = torch.arange(length, device=like.device), torch.arange(side, device=like.device)[:, None]
+    inside = (place >= region * length // side) & (place < ((region + 1) * length + side - 1) // side)
+    inside = inside.to(torch.promote_types(like.dtype, torch.float32))
+    return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
 
 
 def resize_nearest(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:

@@ -23,6 +23,8 @@ METHODS = {
     "deeplab": {"head": DEEPLAB},
     "ecrf": {"head": DEEPLAB, "crf": SimpleNamespace(name="embedded", options={"dropout": 0.0, "embedding": 4})},
     "linear": {"head": DEEPLAB, "projection": "linear"},
+    "segformer": {"head": SimpleNamespace(name="segformer", options={"width": 8})},
+    "uper": {"head": SimpleNamespace(name="uper", options={"width": 8, "bins": [1, 2]})},
 }
 
 

