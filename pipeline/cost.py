@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from models.flops import declared
 from pipeline.inference import Network, scaled_size, starts
 from pipeline.schema import Evaluation
+
+# Attention as a GPU does it is in torch's table, as a CPU does it not.
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
 
 
 def parameters(network: Network) -> int:
@@ -34,7 +37,7 @@ def flops(network: Network, size: tuple[int, int], evaluation: Evaluation, *, su
     weights = next(network.model.parameters())
     image_B3HW = torch.zeros(1, 3, height, width, device=weights.device, dtype=weights.dtype)
     superpixels_BHW = torch.zeros(1, height, width, device=weights.device, dtype=torch.int32)
-    with torch.no_grad(), declared() as further, FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), declared() as further, FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         network.model(image_B3HW, superpixels_BHW if superpixels else None)
     return windows * (counter.get_total_flops() + sum(further))
 

@@ -231,6 +231,20 @@ def test_slides_and_counts_its_operations(project: Path) -> None:
     assert evaluated(slide)["images"] == 5
 
 
+def test_fused_attention_is_counted_on_every_device() -> None:
+    from pipeline import cost
+    from pipeline.inference import Network
+
+    network = Network(torch.nn.Linear(1, 1), (0.5, 0.5, 0.5))
+
+    def attend(image_B3HW: torch.Tensor, _: object) -> torch.Tensor:
+        tokens_B1NC = image_B3HW.flatten(2).transpose(1, 2)[:, None]
+        return torch.nn.functional.scaled_dot_product_attention(tokens_B1NC, tokens_B1NC, tokens_B1NC)
+
+    network.model.forward = attend  # type: ignore[method-assign]
+    assert cost.flops(network, (4, 5), evaluation(), superpixels=False) == 2 * 2 * 20 * 20 * 3
+
+
 def test_closest_neighbours_and_their_cosine() -> None:
     from pipeline.tally import adjacent_cosine, neighbours
 
