@@ -122,13 +122,15 @@ def state_of(source: Source) -> tuple[int, ...]:
     return tuple(result)
 
 
-def prepare(dataset: Dataset, name: str, folder: Path) -> tuple[Prepared, dict[str, Counter[int]]]:
-    """Check and store every pair of `dataset`. Returns what to publish, and each split's pixels by class id.
+def prepare(dataset: Dataset, name: str, *folders: Path) -> tuple[Prepared, dict[str, Counter[int]]]:
+    """Check and store every pair of `dataset`, read from `folders` (see Dataset.sources).
+
+    Returns what to publish, and each split's pixels by class id.
 
     All bad files are printed with their reasons before the UserError.
     """
     with alone():
-        sources = dataset.sources(folder)
+        sources = dataset.sources(*folders)
         refuse_clashes(dataset, sources)
         cache = store.root() / "checked" / f"{identity(dataset, name)}.json"
         known = recall(cache)

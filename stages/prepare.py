@@ -5,11 +5,12 @@ Publishes data/prepared.json, which names the pairs of every split by the hashes
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.command import run
 
 if TYPE_CHECKING:
+    from pipeline.archives import Archive
     from pipeline.datasets import Dataset
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     params = config.load()
     dataset = check_data(params)
     name = params.data.dataset
-    published, pixels = preparation.prepare(dataset, name, folder_of(dataset, name))
+    published, pixels = preparation.prepare(dataset, name, *folders_of(dataset, name))
     prepared.write(published)
     for line in preparation.summary(published, pixels):
         print(line)
@@ -33,15 +34,21 @@ def main() -> None:
         warn(line)
 
 
-def folder_of(dataset: "Dataset", name: str) -> Path:
-    """Where the dataset's archive was extracted (which happens here), or where it may put files of its own."""
-    from pipeline import archives, extraction, files, store
-    from pipeline.errors import UserError
+def folders_of(dataset: "Dataset", name: str) -> list[Path]:
+    """Where the dataset's archives were extracted (which happens here), or where it may put files of its own."""
+    from pipeline import archives, files, store
 
     if not dataset.archives:
-        return store.root() / "generated" / name
-    (archive,) = dataset.archives
+        return [store.root() / "generated" / name]
     fetched = files.read_json(Path("data/archives.json"), f"run `{archives.COMMAND}`")
+    return [folder_of(archive, fetched) for archive in dataset.archives]
+
+
+def folder_of(archive: "Archive", fetched: Any) -> Path:
+    """Where one archive was extracted; `fetched` is what the download published."""
+    from pipeline import archives, extraction
+    from pipeline.errors import UserError
+
     try:
         sha256 = fetched["archives"][archive.name]["sha256"]
     except (KeyError, TypeError):

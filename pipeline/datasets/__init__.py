@@ -51,8 +51,12 @@ class Dataset(Protocol):
     def splits(self) -> tuple[str, ...]:
         """The names of the splits."""
 
-    def sources(self, folder: Path) -> Sequence[Source]:
-        """Every pair. `folder`: where the archives were extracted, or where a dataset without archives may put files."""
+    @property
+    def sources(self) -> Callable[..., Sequence[Source]]:
+        """Every pair, given the folder that each archive was extracted into, in order.
+
+        A dataset without archives is given one folder that it may put files into.
+        """
 
     def label(self, path: Path) -> np.ndarray:
         """The uint8 [height, width] map of class ids (255: ignored) in a label file; a UserError says why there is none."""
