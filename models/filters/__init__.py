@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from models.filters.exact import Exact
+from models.filters.permutohedral import Permutohedral
 
 
 class Filter(Protocol):
@@ -15,4 +16,4 @@ class Filter(Protocol):
         """The sum over j of exp(-|f_i - f_j|^2 / 2) v_j, itself included, not normalised: BVN."""
 
 
-FILTERS: Mapping[str, Callable[[Tensor], Filter]] = {"exact": Exact}
+FILTERS: Mapping[str, Callable[[Tensor], Filter]] = {"exact": Exact, "permutohedral": Permutohedral}
