@@ -1,6 +1,7 @@
 """Masks of the user's own: the ids or colours that data.classes gives the classes, and those that a mask's pixels have."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,3 +79,29 @@ def colours_of(mask: Image.Image) -> np.ndarray:
         raise UserError(f"is a mask in mode {mask.mode}, which carries no colours of 8 bits: save it as an RGB PNG")
     rgb_HW3 = np.asarray(mask.convert("RGBA"))[..., :3].astype(np.int64)  # through RGBA: Pillow warns about transparency otherwise
     return rgb_HW3[..., 0] << 16 | rgb_HW3[..., 1] << 8 | rgb_HW3[..., 2]
+
+
+def looked_up(ids_HW: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
+    """The uint8 map in which every id is replaced by what `table` says; a UserError names the first id that it does not know."""
+    known = np.array(sorted(table), np.int64)
+    places_HW = np.minimum(np.searchsorted(known, ids_HW), len(known) - 1)
+    strange = known[places_HW] != ids_HW
+    if strange.any():
+        row, column = np.argwhere(strange)[0]
+        raise UserError(f"has the id {ids_HW[row, column]} at row {row}, column {column}, which is none of the dataset's")
+    return np.array([table[int(key)] for key in known], np.uint8)[places_HW]
+
+
+def matlab_ids(path: Path, variable: str, field: str | None = None) -> np.ndarray:
+    """The ids int64 [height, width] in a variable of a MATLAB file, or in a field of it that is a structure."""
+    from scipy.io import loadmat
+
+    try:
+        with path.open("rb") as file:
+            found = loadmat(file, variable_names=[variable])[variable]
+        return np.asarray(found if field is None else found[field][0, 0]).astype(np.int64)
+    except FileNotFoundError:
+        raise UserError("does not exist") from None
+    except Exception as error:  # scipy meets damage with exceptions of every kind
+        what = variable if field is None else f"{variable}.{field}"
+        raise UserError(f"does not decode as a MATLAB file with {what} ({' '.join(str(error).split()) or type(error).__name__})") from None

@@ -69,12 +69,58 @@ def refuse(faults: Sequence[str], summary: str) -> NoReturn:
     raise UserError(summary)
 
 
-# The table comes last: what it names imports what stands above.
-from pipeline.datasets.camvid import CamVid  # noqa: E402
-from pipeline.datasets.folder import Folder  # noqa: E402
-from pipeline.datasets.scenes import Scenes  # noqa: E402
+def top_of(folder: Path, wanted: Sequence[str], what: str) -> Path:
+    """The folder, `folder` itself or one below it, in which everything `wanted` stands; a UserError says what is missing.
 
-DATASETS: dict[str, Callable[..., Dataset]] = {"scenes": Scenes, "camvid": CamVid, "folder": Folder}
+    What the folders above it are called differs between an archive and its copies.
+    """
+    first = wanted[0]
+    candidates = [folder, *sorted(path.parents[len(Path(first).parts) - 1] for path in folder.rglob(first))]
+    for candidate in candidates:
+        if all((candidate / name).exists() for name in wanted):
+            return candidate
+    raise UserError(f"{folder} has no folder with {', '.join(wanted)}: it is not {what}")
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """A folder's files by name without suffix."""
+    return {path.stem: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")} if folder.is_dir() else {}
+
+
+def lines_of(path: Path) -> list[str]:
+    """The names in a split list: the first word of every line that has one."""
+    try:
+        return [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): is the archive complete?") from None
+
+
+# The table comes last: what it names imports what stands above.
+from pipeline.datasets.ade20k import ADE20K  # noqa: E402
+from pipeline.datasets.bdd100k import BDD100K  # noqa: E402
+from pipeline.datasets.camvid import CamVid  # noqa: E402
+from pipeline.datasets.cityscapes import Cityscapes  # noqa: E402
+from pipeline.datasets.cocostuff10k import COCOStuff10k  # noqa: E402
+from pipeline.datasets.cocostuff164k import COCOStuff164k  # noqa: E402
+from pipeline.datasets.folder import Folder  # noqa: E402
+from pipeline.datasets.kitti import KITTI  # noqa: E402
+from pipeline.datasets.pascal_context import PascalContext  # noqa: E402
+from pipeline.datasets.scenes import Scenes  # noqa: E402
+from pipeline.datasets.voc2012 import VOC2012  # noqa: E402
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "ade20k": ADE20K,
+    "bdd100k": BDD100K,
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "cocostuff10k": COCOStuff10k,
+    "cocostuff164k": COCOStuff164k,
+    "folder": Folder,
+    "kitti": KITTI,
+    "pascal_context": PascalContext,
+    "scenes": Scenes,
+    "voc2012": VOC2012,
+}
 
 
 def build(data: "Data") -> Dataset:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipeline.archives import Archive
-from pipeline.datasets import IGNORED, Colour, Source
+from pipeline.datasets import IGNORED, Colour, Source, by_stem
 from pipeline.errors import UserError
 from pipeline.prepared import upright
 
@@ -73,6 +73,7 @@ class CamVid:
 def listed(top: Path, split: str) -> list[Source]:
     """The pairs of `<split>.txt`, whose lines name an image and a label below another root than ours."""
     sources = []
+    # The images are .png in the original archive and may be .jpg in others.
     found = {folder: by_stem(top / folder) for folder in (split, f"{split}annot")}
     for number, line in enumerate((top / f"{split}.txt").read_text(errors="replace").splitlines(), start=1):
         words = line.split()
@@ -83,11 +84,6 @@ def listed(top: Path, split: str) -> list[Source]:
         image, label = (path_of(top, PurePosixPath(word), found) for word in words)
         sources.append(Source(split, image.stem, image, label))
     return sources
-
-
-def by_stem(folder: Path) -> dict[str, Path]:
-    """A folder's files by name without suffix: the images are .png in the original archive and may be .jpg in others."""
-    return {path.stem: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
 
 
 def path_of(top: Path, named: PurePosixPath, found: dict[str, dict[str, Path]]) -> Path:
