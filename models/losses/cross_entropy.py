@@ -1,22 +1,34 @@
-"""Mean cross-entropy over the labelled pixels of the global batch, with the auxiliary branch's and the unary's."""
+"""Mean cross-entropy over the labelled pixels of the global batch, with the auxiliary branch's and the unary's.
+
+Optionally weighted by class, or of each image's hard pixels alone (OHEM; see models/entropy.py).
+"""
 
 from torch import Tensor
 
-from models.entropy import branches, pixel_mean
+from models.entropy import Entropy
 from models.layers import Output
 
 
 class CrossEntropy:
-    """`cross_entropy`, and where the output has them `auxiliary` (times auxiliary_weight) and `unary` (times unary_weight)."""
+    """`cross_entropy`, and where the output has them `auxiliary` (times auxiliary_weight) and `unary` (times unary_weight).
+
+    class_weights: one for each class, in every term. ohem_threshold, ohem_min_kept: which pixels of the final logits count.
+    """
 
     needs = ()
 
-    def __init__(self, classes: int, auxiliary_weight: float, *, unary_weight: float = 1.0) -> None:
-        if unary_weight < 0:
-            raise ValueError(f"loss cross_entropy: unary_weight must not be negative, it is {unary_weight}")
-        self.weights = {"auxiliary": auxiliary_weight, "unary": unary_weight}
+    def __init__(
+        self,
+        classes: int,
+        auxiliary_weight: float,
+        *,
+        unary_weight: float = 1.0,
+        class_weights: tuple[float, ...] | None = None,
+        ohem_threshold: float | None = None,
+        ohem_min_kept: int = 10000,
+    ) -> None:
+        self.entropy = Entropy("cross_entropy", classes, auxiliary_weight, unary_weight, class_weights, ohem_threshold, ohem_min_kept)
 
     def __call__(self, output: Output, labels_BHW: Tensor) -> dict[str, Tensor]:
         """The terms. labels_BHW: class ids at the image's size, 255 is ignored; logits of any size are resized to them."""
-        terms = {"cross_entropy": pixel_mean(output.logits_BKhw, labels_BHW, output.align_corners)}
-        return terms | branches(output, labels_BHW, self.weights)
+        return self.entropy(output, labels_BHW)
