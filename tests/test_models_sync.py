@@ -11,18 +11,25 @@ from ranks import run_on_ranks
 from torch import Tensor, nn
 
 from models.entropy import pixel_mean
-from models.layers import GlobalBatchNorm2d, synchronise_batch_norm
+from models.layers import GlobalBatchNorm2d, Output, synchronise_batch_norm
+from models.losses.cross_entropy import CrossEntropy
 from models.reductions import all_gather, all_sum, share_of_mean, world_size
 from models.segmenter import build, build_loss
 
 CLASSES = 3
 DEEPLAB = SimpleNamespace(name="deeplab", options={"width": 8, "rates": [1, 2], "low_level": 4})
+DECOUPLED = SimpleNamespace(name="decoupled", options={"width": 8, "rates": [1, 2], "low_level": 4, "edge_width": 4})
 UNARY = SimpleNamespace(name="unary", options={"dropout": 0.0})
+OHEM = {"ohem_threshold": 0.3, "ohem_min_kept": 500}
+BODY_EDGE = {"threshold": 0.3, "min_kept": 500, "edge_min_kept": 200, "edge_threshold": 0.5}
 METHODS = {
     "fcn": {"head": SimpleNamespace(name="fcn", options={"width": 8})},
     "deeplab": {"head": DEEPLAB},
     "ecrf": {"head": DEEPLAB, "crf": SimpleNamespace(name="embedded", options={"dropout": 0.0, "embedding": 4})},
     "linear": {"head": DEEPLAB, "projection": "linear"},
+    "ohem": {"head": DEEPLAB, "loss": SimpleNamespace(name="cross_entropy", options=OHEM)},
+    "car": {"head": DEEPLAB, "projection": "linear", "loss": SimpleNamespace(name="car", options={"intra_c2p": 2.0})},
+    "decoupled": {"head": DECOUPLED, "loss": SimpleNamespace(name="body_edge", options=BODY_EDGE)},
     "segformer": {"head": SimpleNamespace(name="segformer", options={"width": 8})},
     "uper": {"head": SimpleNamespace(name="uper", options={"width": 8, "bins": [1, 2]})},
 }
@@ -164,3 +171,25 @@ def test_sums_over_ranks_have_the_gradient_of_the_summed_losses() -> None:
         assert total.tolist() == [12.0, 14.0]
         assert gradient.tolist() == [2 * 12 * (1 + 2), 2 * 14 * (1 + 2)]
         assert nothing == 0
+
+
+def weighted(ohem_threshold: float | None) -> tuple[Tensor, Tensor]:
+    """(the term's mean over the ranks, the gradient that DistributedDataParallel would form) of this rank's part of the batch."""
+    size = 4 // world_size()
+    start = dist.get_rank() * size if dist.is_initialized() else 0
+    labels = batch()[1][start : start + size]
+    logits = torch.randn(4, CLASSES, 12, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    parameter = logits.requires_grad_()
+    output = Output(parameter[start : start + size], parameter, {})
+    loss = CrossEntropy(CLASSES, 0.0, class_weights=(1.0, 0.5, 3.0), ohem_threshold=ohem_threshold, ohem_min_kept=500)
+    term = loss(output, labels)["cross_entropy"]
+    term.backward()
+    return all_sum(term.detach()) / world_size(), all_sum(parameter.grad) / world_size()
+
+
+@pytest.mark.parametrize("ohem_threshold", [None, 0.3])
+def test_weighted_means_over_unequal_ranks_are_one_processs(ohem_threshold: float | None) -> None:
+    expected = weighted(ohem_threshold)
+    for rank in run_on_ranks(weighted, 2, ohem_threshold):
+        for ours, value in zip(rank, expected, strict=True):
+            torch.testing.assert_close(ours, value, rtol=1e-12, atol=1e-18)

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from models.heads.decoupled import Decoupled
 from models.heads.deeplab import DeepLab
 from models.heads.fcn import FCN
 from models.heads.segformer import SegFormer
@@ -26,4 +27,4 @@ class Head(Protocol):
         """(features_BCHW, what its losses need by name)."""
 
 
-HEADS: Mapping[str, Callable[..., Head]] = {"deeplab": DeepLab, "fcn": FCN, "segformer": SegFormer, "uper": UPer}
+HEADS: Mapping[str, Callable[..., Head]] = {"decoupled": Decoupled, "deeplab": DeepLab, "fcn": FCN, "segformer": SegFormer, "uper": UPer}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import End, conv_norm_act, resize, size_of
+from models.layers import ASPP, End, conv_norm_act, resize, size_of
 
 LOW_LEVEL_STRIDE = 4
 
@@ -51,22 +51,6 @@ class DeepLab(nn.Module):
         """(features_BCHW at `stride`, nothing more)."""
         context_BCHW = self.aspp(stages[-1])
         return (context_BCHW if self.decoder is None else self.decoder(context_BCHW, stages)), {}
-
-
-class ASPP(nn.Module):
-    """Branches of `width` channels each: the image's mean, 1x1, and a dilated 3x3 for each rate."""
-
-    def __init__(self, channels: int, width: int, rates: tuple[int, ...], separable: bool, pooling: bool) -> None:
-        super().__init__()
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_norm_act(channels, width, 1)) if pooling else None
-        self.point = conv_norm_act(channels, width, 1)
-        self.atrous = nn.ModuleList(conv_norm_act(channels, width, 3, dilation=rate, separable=separable) for rate in rates)
-        self.channels = width * (pooling + 1 + len(rates))
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The branches side by side: B, channels, H, W."""
-        pooled = [] if self.pool is None else [self.pool(x_BCHW).expand(-1, -1, *x_BCHW.shape[-2:])]
-        return torch.cat([*pooled, self.point(x_BCHW), *(branch(x_BCHW) for branch in self.atrous)], dim=1)
 
 
 class Decoder(nn.Module):

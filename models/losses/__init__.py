@@ -6,6 +6,8 @@ from typing import Protocol
 from torch import Tensor
 
 from models.layers import Output
+from models.losses.body_edge import BodyEdgeLoss
+from models.losses.car import CAR
 from models.losses.cross_entropy import CrossEntropy
 
 
@@ -18,4 +20,4 @@ class Loss(Protocol):
         """Terms by name, each already weighted, such that its mean over the ranks is the term of the global batch."""
 
 
-LOSSES: Mapping[str, Callable[..., Loss]] = {"cross_entropy": CrossEntropy}
+LOSSES: Mapping[str, Callable[..., Loss]] = {"body_edge": BodyEdgeLoss, "car": CAR, "cross_entropy": CrossEntropy}
