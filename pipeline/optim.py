@@ -57,9 +57,9 @@ def optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
 
 
 def learning_rate(train: Train, step: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up, times the poly decay (1 - step/iterations)^power."""
+    """The rate of step `step` (from 0): linear warm-up, times the poly decay (1 - step/iterations)^power from lr to min_lr."""
     ramp = min(1.0, (step + 1) / (train.warmup + 1))
-    return train.lr * ramp * (1 - step / train.iterations) ** train.power
+    return ramp * ((train.lr - train.min_lr) * (1 - step / train.iterations) ** train.power + train.min_lr)
 
 
 def set_learning_rate(chosen: torch.optim.Optimizer, rate: float) -> None:

@@ -98,6 +98,7 @@ class Train:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     power: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.9
+    min_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # what the poly decay ends at
     warmup: Whole = 0  # iterations of linear warm-up
     multipliers: Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)  # part: factor on lr
     clip: PositiveReal | None = None  # the gradient's largest norm

@@ -34,6 +34,12 @@ def test_the_longest_part_wins_and_a_prefix_ends_at_a_dot() -> None:
     assert found["crfs.weight"] == 1
 
 
+def test_the_decay_ends_at_the_smallest_rate() -> None:
+    config = train(lr=0.01, min_lr=0.0001, power=0.9, warmup=0)
+    rates = [optim.learning_rate(config, step) for step in (0, config.iterations // 2, config.iterations)]
+    assert rates == pytest.approx([0.01, 0.0099 * 0.5**0.9 + 0.0001, 0.0001])
+
+
 def test_rates_warm_up_and_decay_and_are_multiplied() -> None:
     rates = [optim.learning_rate(train(warmup=9, power=0.9), step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
