@@ -8,12 +8,10 @@ stage, two 3x3 convolutions. V3+ is the default; V3 is `separable: false, decode
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from models.layers import ASPP, End, conv_norm_act, resize, size_of
-
-LOW_LEVEL_STRIDE = 4
+from models.decoder import LOW_LEVEL_STRIDE, Decoder
+from models.layers import ASPP, End
 
 
 class DeepLab(nn.Module):
@@ -39,7 +37,7 @@ class DeepLab(nn.Module):
             raise ValueError("head deeplab: width, low_level and rates must be at least 1")
         self.aspp = ASPP(channels[-1], width, tuple(rates), separable, pooling)
         bottleneck = End(self.aspp.channels, width)
-        self.decoder = Decoder(channels, strides, bottleneck, low_level, separable) if decoder else None
+        self.decoder = Decoder("deeplab", channels, strides, bottleneck, low_level, separable) if decoder else None
         self.end = End(width, width, 3, separable) if decoder else bottleneck
         self.channels = self.end.inputs
         self.stride = LOW_LEVEL_STRIDE if decoder else strides[-1]
@@ -51,22 +49,3 @@ class DeepLab(nn.Module):
         """(features_BCHW at `stride`, nothing more)."""
         context_BCHW = self.aspp(stages[-1])
         return (context_BCHW if self.decoder is None else self.decoder(context_BCHW, stages)), {}
-
-
-class Decoder(nn.Module):
-    """The bottleneck, upsampled and refined with the low-level stage."""
-
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], bottleneck: End, low_level: int, separable: bool) -> None:
-        super().__init__()
-        if LOW_LEVEL_STRIDE not in strides:
-            raise ValueError(f"head deeplab: its decoder needs a stage of stride 4, the backbone has {list(strides)}; set decoder: false")
-        self.stage = len(strides) - 1 - list(reversed(strides)).index(LOW_LEVEL_STRIDE)
-        self.bottleneck = conv_norm_act(bottleneck.inputs, bottleneck.outputs, bottleneck.kernel)
-        self.low_level = conv_norm_act(channels[self.stage], low_level, 1)
-        self.refine = conv_norm_act(bottleneck.outputs + low_level, bottleneck.outputs, 3, separable=separable)
-
-    def forward(self, context_BCHW: Tensor, stages: list[Tensor]) -> Tensor:
-        """Features at stride 4."""
-        low_BChw = self.low_level(stages[self.stage])
-        up_BChw = resize(self.bottleneck(context_BCHW), size_of(low_BChw))
-        return self.refine(torch.cat([up_BChw, low_BChw], dim=1))
