@@ -22,8 +22,13 @@ DECOUPLED = SimpleNamespace(name="decoupled", options={"width": 8, "rates": [1, 
 UNARY = SimpleNamespace(name="unary", options={"dropout": 0.0})
 OHEM = {"ohem_threshold": 0.3, "ohem_min_kept": 500}
 BODY_EDGE = {"threshold": 0.3, "min_kept": 500, "edge_min_kept": 200, "edge_threshold": 0.5}
+CAA = {"width": 8, "key_width": 4, "output_width": 8, "gate_width": 4}
 METHODS = {
     "fcn": {"head": SimpleNamespace(name="fcn", options={"width": 8})},
+    "psp": {"head": SimpleNamespace(name="psp", options={"width": 8})},
+    "attention": {"head": SimpleNamespace(name="attention", options={"width": 8, "key_width": 4})},
+    "caa": {"head": SimpleNamespace(name="caa", options=CAA)},
+    "channelised": {"head": SimpleNamespace(name="caa", options=CAA | {"attention": "full"}), "projection": "linear"},
     "deeplab": {"head": DEEPLAB},
     "ecrf": {"head": DEEPLAB, "crf": SimpleNamespace(name="embedded", options={"dropout": 0.0, "embedding": 4})},
     "linear": {"head": DEEPLAB, "projection": "linear"},

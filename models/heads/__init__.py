@@ -5,9 +5,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from models.heads.attention import Attention
+from models.heads.caa import CAA
 from models.heads.decoupled import Decoupled
 from models.heads.deeplab import DeepLab
 from models.heads.fcn import FCN
+from models.heads.psp import PSP
 from models.heads.segformer import SegFormer
 from models.heads.uper import UPer
 from models.layers import End
@@ -27,4 +30,13 @@ class Head(Protocol):
         """(features_BCHW, what its losses need by name)."""
 
 
-HEADS: Mapping[str, Callable[..., Head]] = {"decoupled": Decoupled, "deeplab": DeepLab, "fcn": FCN, "segformer": SegFormer, "uper": UPer}
+HEADS: Mapping[str, Callable[..., Head]] = {
+    "attention": Attention,
+    "caa": CAA,
+    "decoupled": Decoupled,
+    "deeplab": DeepLab,
+    "fcn": FCN,
+    "psp": PSP,
+    "segformer": SegFormer,
+    "uper": UPer,
+}

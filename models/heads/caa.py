@@ -1,0 +1,249 @@
+"""Channelised axial attention: attention along columns, then along rows, each weighed by a gate over its channels.
+
+Huang et al.: Channelized Axial Attention - Considering Channel Relation within Spatial Attention for Semantic Segmentation (AAAI 2022).
+With attention maps A over one column or one row, and the gates being MLPs with a sigmoid at the end,
+
+    alpha[i,m,w] = A_column[w;i,m] V[m,w]        Y[i,w] = sum over m of alpha[i,m,w] G_column(mean over m and w of alpha[i])
+
+and likewise along rows, from Y. The released code forms alpha, of shape [H, H, W, C], in groups. But the gate depends on neither m nor w,
+so it leaves the sum: with Y' the attention's plain output, Y[i,w] = Y'[i,w] G_column(mean over w of Y'[i,w] / H), which is exact and needs
+the memory of Y alone. It does not depend on the index that attention along rows sums over either, so both gates multiply the
+end result, once. The 1/HW makes the gates' inputs tiny: they are float32 under autocast, and the gates start at about 1/2.
+
+`attention: full` is the thesis' channelised self-attention, for which there is no code; the same derivation gives
+Y_p = Y'_p G(Y'_p / HW). `gates: false` is the control without gates. The released head crashes unless repaired: its last
+positional argument lands in the wrong parameter.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from models.attention import along_columns, attend, attention_map, full_precision, in_autocast
+from models.flops import declare
+from models.layers import End, at_least_float32, conv_norm_act, size_of
+
+SLOPE = 0.2  # of the gates' leaky ReLU
+CACHED = 2**17  # values that a CPU works on at a time; other devices take all
+
+
+class CAA(nn.Module):
+    """Attention on the last stage beside the image's mean; their 1x1 fusion is the end that Projection holds."""
+
+    extras = ()
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        classes: int,
+        *,
+        width: int = 512,
+        key_width: int = 64,
+        output_width: int = 256,
+        attention: Literal["axial", "full"] = "axial",
+        gates: bool = True,
+        gate_depth: int = 5,
+        gate_width: int = 128,
+        pooling: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(width, key_width, output_width, gate_depth, gate_width) < 1:
+            raise ValueError("head caa: width, key_width, output_width, gate_depth and gate_width must be at least 1")
+        if attention not in ("axial", "full"):
+            raise ValueError(f"head caa: attention must be axial or full, not {attention!r}")
+        self.entry = conv_norm_act(channels[-1], width, 3)
+        form = AxialAttention if attention == "axial" else FullAttention
+        self.attention = form(width, key_width, gate_depth if gates else 0, gate_width)
+        self.exit = conv_norm_act(width, width, 1)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_norm_act(channels[-1], width, 1)) if pooling else None
+        self.channels = width * (1 + pooling)
+        self.stride = strides[-1]
+        self.align_corners = True
+        self.end = End(self.channels, output_width, 1)
+        # The pooled branch has one value per channel and image, which a batch of one image cannot normalise.
+        self.smallest_batch = 2 if pooling else 1
+
+    def forward(self, stages: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(features_BCHW at the last stage's stride, attention's channels first; nothing more)."""
+        x_BCHW = self.exit(self.attention(self.entry(stages[-1])))
+        if self.pool is None:
+            return x_BCHW, {}
+        return torch.cat([x_BCHW, self.pool(stages[-1]).expand(-1, -1, *size_of(x_BCHW))], dim=1), {}
+
+
+class Gate(nn.Sequential):
+    """`depth` hidden layers without bias, leaky ReLU between them, a sigmoid at the end: (..., C) to (..., C) in (0, 1)."""
+
+    def __init__(self, channels: int, depth: int, width: int) -> None:
+        layers: list[nn.Module] = []
+        for inputs in [channels] + [width] * (depth - 1):
+            layers += [nn.Linear(inputs, width, bias=False), nn.LeakyReLU(SLOPE)]
+        super().__init__(*layers, nn.Linear(width, channels, bias=False), nn.Sigmoid())
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """In the weights' own precision, also under autocast."""
+        with full_precision(input):
+            return super().forward(input.to(next(self.parameters()).dtype))
+
+
+def _gate(channels: int, depth: int, width: int) -> Gate | None:
+    return Gate(channels, depth, width) if depth else None
+
+
+class AxialAttention(nn.Module):
+    """Columns, then rows, from one map. `query_*` and `value` are what the attention is made of, `*_gate` give the gates BHC and BWC."""
+
+    def __init__(self, width: int, key_width: int, gate_depth: int, gate_width: int) -> None:
+        super().__init__()
+        self.query_column, self.query_row = (conv_norm_act(width, key_width, 1) for _ in range(2))
+        self.value = conv_norm_act(width, width, 1)
+        self.column_gate, self.row_gate = (_gate(width, gate_depth, gate_width) for _ in range(2))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """BCHW of the values."""
+        queries = self.query_column(x_BCHW), self.query_row(x_BCHW)
+        return channelized_axial_attention(*queries, self.value(x_BCHW), self.column_gate, self.row_gate)
+
+
+class FullAttention(nn.Module):
+    """All pixels attend to all, query = key; `gate` gives the gates BNC, N = HW."""
+
+    def __init__(self, width: int, key_width: int, gate_depth: int, gate_width: int) -> None:
+        super().__init__()
+        self.query, self.value = conv_norm_act(width, key_width, 1), conv_norm_act(width, width, 1)
+        self.gate = _gate(width, gate_depth, gate_width)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """BCHW of the values."""
+        query_BND, value_BNC = (conv(x_BCHW).flatten(2).transpose(1, 2) for conv in (self.query, self.value))
+        y_BNC = attend(query_BND, query_BND, value_BNC)
+        if self.gate is not None:
+            y_BNC = y_BNC * self.gate(at_least_float32(y_BNC) / y_BNC.shape[1]).to(y_BNC.dtype)
+        return y_BNC.transpose(1, 2).unflatten(2, size_of(x_BCHW))
+
+
+def channelized_axial_attention(
+    query_column_BDHW: Tensor,
+    query_row_BDHW: Tensor,
+    value_BCHW: Tensor,
+    column_gate: Callable[[Tensor], Tensor] | None,
+    row_gate: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """The module's text: BCHW of the values' type, stored channels last. Key = query, no scaling, columns first.
+
+    A gate maps (..., C) to (..., C) in (0, 1), None is no gate. It sees the values' type, or float32 at least under autocast.
+    """
+    kind = torch.promote_types(value_BCHW.dtype, torch.float32) if in_autocast(value_BCHW) else value_BCHW.dtype
+    share = 1 / max(1, value_BCHW.shape[2] * value_BCHW.shape[3])
+
+    def gated(gate: Callable[[Tensor], Tensor], sums_BLC: Tensor) -> Tensor:
+        return at_least_float32(gate((sums_BLC * share).to(kind)))
+
+    with full_precision(value_BCHW):
+        value_BHWC = value_BCHW.permute(0, 2, 3, 1).contiguous()
+        columns_BWHD, rows_BHWD = query_column_BDHW.permute(0, 3, 2, 1), query_row_BDHW.permute(0, 2, 3, 1)
+        y_BHWC = along_columns(attention_map(columns_BWHD, columns_BWHD).to(value_BCHW.dtype), value_BHWC)
+        # Before the rows' attention: then its gradient arrives first, and the sum's is added in place.
+        column_BHC = None if column_gate is None else gated(column_gate, y_BHWC.sum(2, dtype=_sum_type(y_BHWC)))
+        y_BHWC = attention_map(rows_BHWD, rows_BHWD).to(value_BCHW.dtype) @ y_BHWC
+        row_BWC = None
+        if row_gate is not None:
+            y_BHWC, sums_BWC = gated_sum(y_BHWC, column_BHC)
+            row_BWC = gated(row_gate, sums_BWC)
+        return modulate(y_BHWC, column_BHC, row_BWC).permute(0, 3, 1, 2)
+
+
+def gated_sum(y_BHWC: Tensor, column_BHC: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(y itself, to go on with; the sum over H of y times the columns' gate, in float32 at least: BWC)."""
+    if column_BHC is None:
+        return y_BHWC, y_BHWC.sum(1, dtype=_sum_type(y_BHWC))
+    declare(2 * y_BHWC.numel())
+    if torch.compiler.is_compiling():
+        return y_BHWC, (y_BHWC * column_BHC[:, :, None]).sum(1)
+    return _GatedSum.apply(y_BHWC, column_BHC)
+
+
+def modulate(y_BHWC: Tensor, column_BHC: Tensor | None, row_BWC: Tensor | None) -> Tensor:
+    """The product of y and the gates that there are: BHWC of the type of y."""
+    if column_BHC is None and row_BWC is None:
+        return y_BHWC
+    batch, height, width, channels = y_BHWC.shape
+    column_BHC = y_BHWC.new_ones(batch, height, channels, dtype=_sum_type(y_BHWC)) if column_BHC is None else column_BHC
+    row_BWC = y_BHWC.new_ones(batch, width, channels, dtype=_sum_type(y_BHWC)) if row_BWC is None else row_BWC
+    if torch.compiler.is_compiling():
+        return (y_BHWC * column_BHC[:, :, None] * row_BWC[:, None]).to(y_BHWC.dtype)
+    return _Modulated.apply(y_BHWC, column_BHC, row_BWC)
+
+
+# What autograd would do with more copies: a large tensor costs a CPU more to allocate than to multiply, and a GPU its reading.
+
+
+class _GatedSum(Function):
+    """y and its gated sum over rows. The sum's gradient is added to that of y, which nobody else holds."""
+
+    @staticmethod
+    def forward(ctx: Any, y_BHWC: Tensor, column_BHC: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(y_BHWC, column_BHC)
+        sums_BWC = torch.zeros_like(y_BHWC[:, 0], dtype=_sum_type(y_BHWC))
+        for rows in _strips(y_BHWC):
+            sums_BWC += (y_BHWC[:, rows] * column_BHC[:, rows, None].to(y_BHWC.dtype)).sum(1, dtype=sums_BWC.dtype)
+        return y_BHWC.view_as(y_BHWC), sums_BWC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override]
+        y_BHWC, column_BHC = ctx.saved_tensors
+        to_y_BHWC, to_sums_B1WC = gradients[0], gradients[1][:, None].to(y_BHWC.dtype)
+        to_column_BHC = torch.empty_like(column_BHC)
+        for rows in _strips(y_BHWC):
+            to_column_BHC[:, rows] = (y_BHWC[:, rows] * to_sums_B1WC).sum(2, dtype=column_BHC.dtype)
+            to_y_BHWC[:, rows].addcmul_(column_BHC[:, rows, None].to(y_BHWC.dtype), to_sums_B1WC)
+        return to_y_BHWC, to_column_BHC
+
+
+class _Modulated(Function):
+    """y times both gates; keeps y and the gates alone."""
+
+    @staticmethod
+    def forward(ctx: Any, y_BHWC: Tensor, column_BHC: Tensor, row_BWC: Tensor) -> Tensor:
+        ctx.save_for_backward(y_BHWC, column_BHC, row_BWC)
+        result_BHWC = torch.empty_like(y_BHWC)
+        row_B1WC = row_BWC[:, None].to(y_BHWC.dtype)
+        for rows in _strips(y_BHWC):
+            gated_BhWC = y_BHWC[:, rows] * column_BHC[:, rows, None].to(y_BHWC.dtype)
+            torch.mul(gated_BhWC, row_B1WC, out=result_BHWC[:, rows])
+        return result_BHWC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyrefly: ignore[bad-override]
+        y_BHWC, column_BHC, row_BWC = ctx.saved_tensors
+        gradient_BHWC = gradients[0].contiguous()
+        to_y_BHWC, to_column_BHC, to_row_BWC = torch.empty_like(y_BHWC), torch.empty_like(column_BHC), torch.zeros_like(row_BWC)
+        row_B1WC = row_BWC[:, None].to(y_BHWC.dtype)
+        for rows in _strips(y_BHWC):
+            column_Bh1C = column_BHC[:, rows, None].to(y_BHWC.dtype)
+            product_BhWC = gradient_BHWC[:, rows] * y_BHWC[:, rows]
+            to_row_BWC += (product_BhWC * column_Bh1C).sum(1, dtype=row_BWC.dtype)
+            to_column_BHC[:, rows] = product_BhWC.mul_(row_B1WC).sum(2, dtype=column_BHC.dtype)
+            torch.mul(gradient_BHWC[:, rows] * row_B1WC, column_Bh1C, out=to_y_BHWC[:, rows])
+        return to_y_BHWC, to_column_BHC, to_row_BWC
+
+
+def _strips(y_BHWC: Tensor) -> list[slice]:
+    """Rows to work on at a time: on a CPU as many as its cache holds."""
+    height = y_BHWC.shape[1]
+    step = max(1, CACHED * height // max(1, y_BHWC.numel())) if y_BHWC.device.type == "cpu" else max(1, height)
+    return [slice(start, start + step) for start in range(0, height, step)]
+
+
+def _sum_type(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
