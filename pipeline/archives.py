@@ -11,12 +11,14 @@ data/archives/recorded.json; from then on any other content is refused.
 import os
 import sys
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import extraction, files, transfer
+from pipeline.accounts import Account
 from pipeline.digests import digests, remember
 from pipeline.errors import BusyError, UserError
 from pipeline.progress import warn
@@ -37,6 +39,7 @@ class Archive:
     md5: str | None = None
     size: int | None = None
     note: str = ""
+    account: Account | None = None  # whose login the addresses ask for
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -103,7 +106,8 @@ def beside() -> str:
 def addresses(archive: Archive) -> tuple[str, ...]:
     """Where the archive is asked for, in order."""
     given = place()
-    return ((f"{given}/{urllib.parse.quote(archive.name)}",) if isinstance(given, str) else ()) + archive.urls
+    own = archive.urls if archive.account is None or archive.account.known else ()
+    return ((f"{given}/{urllib.parse.quote(archive.name)}",) if isinstance(given, str) else ()) + own
 
 
 def download(archive: Archive, folder: Path) -> Fetched:
@@ -129,8 +133,9 @@ def download(archive: Archive, folder: Path) -> Fetched:
 def download_from(url: str, archive: Archive, folder: Path) -> Fetched:
     """One address; what turns out wrong after a resumed download is downloaded once more from its beginning."""
     part = folder / f"{archive.name}.part"
+    opened = archive.account.open() if archive.account is not None and url in archive.urls else urllib.request.urlopen
     for again in (True, False):
-        resumed = transfer.download(url, part, name=archive.name, total=archive.size, checked=bool(archive.checksums))
+        resumed = transfer.download(url, part, name=archive.name, total=archive.size, checked=bool(archive.checksums), opened=opened)
         reason = fault(archive, part, folder)
         if reason is None:
             break

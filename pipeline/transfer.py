@@ -16,7 +16,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses that may be gone in a 
 MEGABYTE = 10**6
 BLOCK = 1 << 16
 SIGNATURES = {".zip": b"PK", ".gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ"}
+AGENT = "semantic-segmentation-workflow"
+Open = Callable[..., http.client.HTTPResponse]  # how an address is opened: urllib's urlopen, or that of a logged-in user
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -59,7 +61,7 @@ class Origin:
     modified: str | None = None
 
 
-def download(url: str, part: Path, *, name: str, total: int | None, checked: bool) -> bool:
+def download(url: str, part: Path, *, name: str, total: int | None, checked: bool, opened: Open = urllib.request.urlopen) -> bool:
     """Bring all of the file at `url` into `part`, going on from what is there; True where the last connection did.
 
     `total`: the size that it must have, bytes. `checked`: a checksum follows, so a part from another mirror may be
@@ -69,7 +71,7 @@ def download(url: str, part: Path, *, name: str, total: int | None, checked: boo
     failures = 0
     while True:
         try:
-            return attempt(url, part, name, total, checked)
+            return attempt(url, part, name, total, checked, opened)
         except StaleError:
             discard(part)
         except DroppedError as error:
@@ -82,7 +84,7 @@ def download(url: str, part: Path, *, name: str, total: int | None, checked: boo
             time.sleep(pause)
 
 
-def attempt(url: str, part: Path, name: str, total: int | None, checked: bool) -> bool:
+def attempt(url: str, part: Path, name: str, total: int | None, checked: bool, opened: Open) -> bool:
     """One connection; True where it went on from what was there."""
     held, origin = size(part), read_origin(part)
     if origin is None or not (origin.url == url or (checked and origin.total)):
@@ -90,7 +92,7 @@ def attempt(url: str, part: Path, name: str, total: int | None, checked: bool) -
     if origin and held and held == origin.total:  # killed between the last byte and the rename
         return True
     request = urllib.request.Request(url, headers=headers(origin, held, url))
-    with connection(request) as response:
+    with connection(request, opened) as response:
         if response.status == 206 and origin is not None and held:
             receive(response, part, held, rest(response, origin, held, url), name)
             return True
@@ -107,7 +109,7 @@ def attempt(url: str, part: Path, name: str, total: int | None, checked: bool) -
 
 def headers(origin: Origin | None, held: int, url: str) -> dict[str, str]:
     """The request's headers: for the rest of the file, if it is still the same file."""
-    found = {"User-Agent": "semantic-segmentation-workflow", "Accept-Encoding": "identity"}
+    found = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
     if origin is None or not held:
         return found
     found["Range"] = f"bytes={held}-"
@@ -118,10 +120,10 @@ def headers(origin: Origin | None, held: int, url: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def connection(request: urllib.request.Request) -> Iterator[http.client.HTTPResponse]:
+def connection(request: urllib.request.Request, opened: Open = urllib.request.urlopen) -> Iterator[http.client.HTTPResponse]:
     """The open response (redirects followed); what goes wrong becomes RefusedError, DroppedError or StaleError."""
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = opened(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and request.has_header("Range"):

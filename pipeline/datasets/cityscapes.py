@@ -9,12 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.accounts import Account
 from pipeline.archives import Archive
 from pipeline.datasets import IGNORED, Colour, Source, top_of
 from pipeline.masks import ids_of, looked_up
 from pipeline.prepared import upright
 
-HOW = "log in at cityscapes-dataset.com with your own account, whose licence you accepted there"
+SITE = "https://www.cityscapes-dataset.com"
+ACCOUNT = Account(f"{SITE}/login/", "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD", {"submit": "Login"})
+HOW = (
+    "set CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD to your own account's, whose licence you accepted, "
+    "or log in at cityscapes-dataset.com and download it there"
+)
 IMAGE, LABEL = "_leftImg8bit", "_gtFine_labelIds"
 CLASSES: dict[str, tuple[int, Colour]] = {  # the dataset's own id, and its colour
     "road": (7, (128, 64, 128)),
@@ -48,8 +54,20 @@ class Cityscapes:
     palette = tuple(colour for _, colour in CLASSES.values())
     splits = ("train", "val")
     archives = (
-        Archive(name="leftImg8bit_trainvaltest.zip", sha1="2c0b77ce9933cc635adda307fbba5566f5d9d404", note=f"11 GB; {HOW}"),
-        Archive(name="gtFine_trainvaltest.zip", sha1="99f532cb1af174f5fcc4c5bc8feea8c66246ddbc", note=f"241 MB; {HOW}"),
+        Archive(
+            name="leftImg8bit_trainvaltest.zip",
+            urls=(f"{SITE}/file-handling/?packageID=3",),
+            sha1="2c0b77ce9933cc635adda307fbba5566f5d9d404",
+            note=f"11 GB; {HOW}",
+            account=ACCOUNT,
+        ),
+        Archive(
+            name="gtFine_trainvaltest.zip",
+            urls=(f"{SITE}/file-handling/?packageID=1",),
+            sha1="99f532cb1af174f5fcc4c5bc8feea8c66246ddbc",
+            note=f"241 MB; {HOW}",
+            account=ACCOUNT,
+        ),
     )
 
     def __init__(self, root: Path) -> None:
