@@ -221,6 +221,8 @@ def test_the_loss_is_its_functions_at_the_labels_size(monkeypatch: pytest.Monkey
         logits_BKhw=logits.to(torch.bfloat16), extras={key: part.to(torch.bfloat16) for key, part in output.extras.items()}
     )
     assert all(term.dtype == torch.float32 for term in BodyEdgeLoss(4, 0.4)(low, labels).values())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert BodyEdgeLoss(4, 0.4, **options, **weights)(output, labels) == terms
     for unused in ("relaxed_labels", "edge_labels"):
         monkeypatch.setattr(f"models.losses.body_edge.{unused}", None)
     off = BodyEdgeLoss(4, 0.4, body_weight=0, edge_weight=0, edge_attention_weight=0)

@@ -182,5 +182,5 @@ def _plain(labels_BHW: Tensor, num_classes: int) -> Tensor:
 
 
 def _weighted(hot_KHW: Tensor, weights_K: Tensor) -> Tensor:
-    """The sum of the weights of each pixel's classes: HW."""
-    return torch.tensordot(weights_K, hot_KHW.to(weights_K.dtype), 1)
+    """The sum of the weights of each pixel's classes: HW. Not a matrix product, which autocast would make half precision."""
+    return (hot_KHW * weights_K[:, None, None]).sum(0)
