@@ -24,7 +24,8 @@ def prepare(device: torch.device) -> Mapping[str, Work]:
         projection="linear",
         auxiliary=None,
     )
-    network = build(config, CLASSES).to(device, memory_format=torch.channels_last).train()
+    network = build(config, CLASSES).to(device).train()
+    network.to(memory_format=torch.channels_last)
     loss = build_loss(config, CLASSES)
     images_B3HW = torch.rand(batch, 3, crop, crop, device=device).contiguous(memory_format=torch.channels_last)
     labels_BHW = regions(batch, crop, device)
