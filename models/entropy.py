@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers import Output, at_least_float32, resize, size_of
+from models.layers import Output, at_least_float32, must_be_deterministic, resize, size_of
 from models.reductions import all_sum, share_of_mean, world_size
 
 IGNORE = 255
@@ -99,7 +99,7 @@ def label_weights(labels_BHW: Tensor, weights_K: Tensor, ignore_index: int = IGN
 
 def cross_entropy_sum(logits_BKHW: Tensor, labels_BHW: Tensor, weights_K: Tensor | None = None) -> Tensor:
     """The sum of -log softmax at the labels. On CUDA the 2-D form has no deterministic kernel, the flat one has."""
-    if logits_BKHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if must_be_deterministic(logits_BKHW):
         return flat_cross_entropy_sum(logits_BKHW, labels_BHW, weights_K)
     return F.cross_entropy(logits_BKHW, labels_BHW, weights_K, ignore_index=IGNORE, reduction="sum")
 
@@ -111,7 +111,7 @@ def flat_cross_entropy_sum(logits_BKHW: Tensor, labels_BHW: Tensor, weights_K: T
 
 def cross_entropy_map(logits_BKHW: Tensor, labels_BHW: Tensor, ignore_index: int = IGNORE) -> Tensor:
     """-log softmax at each pixel's label, 0 where it is ignored: BHW."""
-    if logits_BKHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if must_be_deterministic(logits_BKHW):
         entropy_N = F.cross_entropy(*flat(logits_BKHW, labels_BHW), ignore_index=ignore_index, reduction="none")
         return entropy_N.view(labels_BHW.shape)
     return F.cross_entropy(logits_BKHW, labels_BHW, ignore_index=ignore_index, reduction="none")

@@ -86,11 +86,16 @@ def size_of(x: Tensor) -> tuple[int, int]:
     return x.shape[-2], x.shape[-1]
 
 
+def must_be_deterministic(x: Tensor) -> bool:
+    """Whether operations on `x` are to take forms without atomic additions: CUDA refuses the others in deterministic mode."""
+    return x.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
 def resize(x_BCHW: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Bilinear interpolation to `size` (height, width), without antialiasing."""
     if size_of(x_BCHW) == tuple(size):
         return x_BCHW
-    if x_BCHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if must_be_deterministic(x_BCHW):
         return resize_by_products(x_BCHW, size, align_corners)
     return F.interpolate(x_BCHW, size, mode="bilinear", align_corners=align_corners)
 
@@ -151,7 +156,7 @@ class PyramidPooling(nn.Module):
 
 def region_means(x_BCHW: Tensor, side: int) -> Tensor:
     """Means over side x side regions, which overlap where `side` does not divide the map: BC, side, side."""
-    if side > 1 and x_BCHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if side > 1 and must_be_deterministic(x_BCHW):
         return region_means_by_products(x_BCHW, side)
     return F.adaptive_avg_pool2d(x_BCHW, side)
 

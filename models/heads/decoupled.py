@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ASPP, End, PyramidPooling, at_least_float32, classifier, conv_norm_act, resize, size_of
+from models.layers import ASPP, End, PyramidPooling, at_least_float32, classifier, conv_norm_act, must_be_deterministic, resize, size_of
 
 LOW_LEVEL_STRIDE = 4
 SMALLEST = 7  # the side of the smallest map that two unpadded 3x3 convolutions of stride 2 leave something of
@@ -137,7 +137,7 @@ def warp(x_BCHW: Tensor, flow_B2HW: Tensor) -> Tensor:
     height, width = size_of(x_BCHW)
     x_W, y_H = (torch.linspace(-1, 1, length, device=x_BCHW.device, dtype=x_BCHW.dtype) for length in (width, height))
     grid_BHW2 = torch.stack([x_W + flow_B2HW[:, 0] / width, y_H[:, None] + flow_B2HW[:, 1] / height], dim=-1)
-    if x_BCHW.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if must_be_deterministic(x_BCHW):
         return sample_by_rows(x_BCHW, grid_BHW2)
     return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="zeros", align_corners=True)
 
