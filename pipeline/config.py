@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.schema import Config, Evaluation, Launch, Params, names
+from pipeline.schema import Config, DenseCRF, Evaluation, Launch, Params, names
 from pipeline.strict import Section, adapter, parse, read_yaml, suggestion
 
 T = TypeVar("T")
@@ -168,6 +168,8 @@ def read_evaluation(top: Section, name: str, runs: Mapping[str, Config], launch:
     if not isinstance(of, str) or of not in runs:
         raise UserError(f"{top.file}: {entry.at('of')}: {of!r} is no method or finetune{suggestion(str(of), runs)}")
     both = Section({**top.part("evaluate").raw, **entry.raw}, top.file, entry.place)
+    if both.raw.get("dense_crf") is not None:
+        both.raw["dense_crf"] = read_dense_crf(both.part("dense_crf"))
     evaluation = both.parse(Evaluation, name=name, launch=launch)
     if evaluation.mode == "slide" and not (evaluation.window and evaluation.stride):
         raise UserError(f"{top.file}: {entry.place}: mode slide needs window and stride, each [height, width]")
@@ -175,6 +177,18 @@ def read_evaluation(top: Section, name: str, runs: Mapping[str, Config], launch:
         sizes = f"stride {list(evaluation.stride)} is larger than window {list(evaluation.window)}"
         raise UserError(f"{top.file}: {entry.place}: {sizes}: pixels would be left out")
     return evaluation
+
+
+def read_dense_crf(section: Section) -> DenseCRF:
+    """The CRF of an evaluation: its own options over its preset's over the defaults."""
+    preset = section.raw.get("preset")
+    if preset is None:
+        return section.parse(DenseCRF)
+    from pipeline.dense_crf import PRESETS  # and with it torch, which only this needs
+
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise UserError(f"{section.file}: {section.at('preset')}: {preset!r} is no preset{suggestion(str(preset), PRESETS)}")
+    return Section({**PRESETS[preset], **section.raw}, section.file, section.place).parse(DenseCRF)
 
 
 def find(table: Mapping[str, T], name: str, what: str, file: Path) -> T:

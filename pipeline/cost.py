@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from models.flops import declared
+from pipeline.dense_crf import refined
 from pipeline.inference import Network, scaled_size, starts
-from pipeline.schema import Evaluation
+from pipeline.schema import DenseCRF, Evaluation
 
 # Attention as a GPU does it is in torch's table, as a CPU does it not.
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
@@ -40,6 +42,14 @@ def flops(network: Network, size: tuple[int, int], evaluation: Evaluation, *, su
     with torch.no_grad(), declared() as further, FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         network.model(image_B3HW, superpixels_BHW if superpixels else None)
     return windows * (counter.get_total_flops() + sum(further))
+
+
+def crf_flops(image: Image.Image, classes: int, settings: DenseCRF, device: torch.device) -> int:
+    """Twice the multiply-adds of an evaluation's dense CRF on an image, counted alike: on the lattice they depend on its colours."""
+    probabilities_KHW = torch.full((classes, image.height, image.width), 1 / classes, device=device)
+    with torch.no_grad(), declared() as further, FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        refined(probabilities_KHW, image, settings)
+    return counter.get_total_flops() + sum(further)
 
 
 def forget_peak(device: torch.device) -> None:

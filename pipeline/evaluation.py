@@ -24,6 +24,7 @@ from models.segmenter import build
 from pipeline import cost, files, pictures, store, tracking
 from pipeline import prepared as preparation
 from pipeline.checkpoint import Weights, read_weights
+from pipeline.dense_crf import record
 from pipeline.distributed import agree, process_group, rank, world
 from pipeline.errors import UserError
 from pipeline.inference import Network, predict
@@ -215,9 +216,13 @@ def costs_of(task: Task, seed: int, weights: Weights, network: Network, speed: f
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     record = files.read_json(task.seeds[seed].with_suffix(".json"), f"run `uv run dvc repro train@{task.evaluation.of}`")
     size = cost.usual_size([(pair.height, pair.width) for pair in task.pairs])
+    flops = cost.flops(network, size, task.evaluation, superpixels=weights.config.superpixel_set is not None)
+    if task.evaluation.dense_crf is not None:
+        usual = next(pair for pair in task.pairs if (pair.height, pair.width) == size)
+        flops += cost.crf_flops(preparation.open_image(usual), len(weights.classes), task.evaluation.dense_crf, task.device)
     return {
         "parameters": cost.parameters(network),
-        "flops": cost.flops(network, size, task.evaluation, superpixels=weights.config.superpixel_set is not None),
+        "flops": flops,
         "images_per_second": speed,
         "peak_memory_bytes": int(peak),
         "train_seconds": record.get("seconds"),
@@ -229,6 +234,7 @@ def results(
 ) -> dict[str, Any]:
     """The results file's content: means over seeds, and each seed's."""
     whole = {key: int(costs[0][key] or 0) for key in ("parameters", "flops")}  # the same for every seed
+    crf = task.evaluation.dense_crf
     peak = max(int(entry["peak_memory_bytes"] or 0) for entry in costs)
     return {
         "evaluation": task.evaluation.name,
@@ -237,6 +243,7 @@ def results(
         "split": task.evaluation.split,
         "images": len(task.pairs),
         "seeds": list(task.seeds),
+        **({"dense_crf": record(crf, [pair.height * pair.width for pair in task.pairs], task.device)} if crf else {}),
         **{protocol: mean_scores([entry[protocol] for entry in per_seed]) for protocol in PROTOCOLS},
         "per_seed": list(per_seed),
         "cost": mean_scores([dict(entry) for entry in costs]) | whole | {"peak_memory_bytes": peak},

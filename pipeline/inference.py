@@ -2,7 +2,8 @@
 
 The softmax is averaged at the label's own size. A full-size K x H x W tensor is what breaks memory (150 classes at
 2200 x 1650 are 2 GB), so there is one at most, the running sum; all else is held at the network's stride, and is brought to
-full size in strips of rows, whose bilinear weights are those of the whole resize.
+full size in strips of rows, whose bilinear weights are those of the whole resize. A dense CRF cannot work in strips: an evaluation
+that has one holds a few tensors of that size while it runs.
 """
 
 import time
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from models.segmenter import Segmenter
-from pipeline.schema import Evaluation
+from pipeline.dense_crf import refined
+from pipeline.schema import DenseCRF, Evaluation
 
 STRIP = {"cpu": 2**18, "cuda": 2**24}  # elements (K x rows x W) of a strip: a CPU's cache, a GPU's many cores
 VOID_SUPERPIXEL = -1
@@ -228,13 +230,14 @@ def predict(
     """Predict an RGB image at its own size.
 
     Single scale is scale 1 without flip; multi is the mean softmax over `evaluation.scales`, each mirrored too with
-    `evaluation.flip`. They share the view that both have, and are one where that is all.
+    `evaluation.flip`. They share the view that both have, and are one where that is all. `evaluation.dense_crf` refines the
+    probabilities of each.
     """
     size = (image.height, image.width)
     flips = (False, True) if evaluation.flip else (False,)
-    several = (*evaluation.scales, *flips) != (1.0, False)
+    several, crf = (*evaluation.scales, *flips) != (1.0, False), evaluation.dense_crf
     device, dtype = (weights := next(network.model.parameters())).device, weights.dtype
-    total_KHW = torch.zeros(classes, *size, device=device, dtype=dtype) if several else None
+    total_KHW = torch.zeros(classes, *size, device=device, dtype=dtype) if several or crf else None
     best_HW = torch.empty(size, dtype=torch.uint8, device=device)
     single_HW, seconds = best_HW.cpu().numpy(), 0.0
     for scale in [1.0, *(scale for scale in evaluation.scales if scale != 1.0)]:
@@ -246,14 +249,25 @@ def predict(
                 logits_KRW = resized_rows(source, size, start, stop, flip=flip)
                 if (scale, flip) == (1.0, False):
                     best_HW[start:stop] = logits_KRW.max(0).indices  # argmax takes three times as long
-                if total_KHW is not None and scale in evaluation.scales:
+                if total_KHW is not None and (scale in evaluation.scales or crf):
                     total_KHW[:, start:stop] += logits_KRW.softmax(0)
             del source  # before the next view's
             if (scale, flip) == (1.0, False):
+                if total_KHW is not None and crf:
+                    best_HW = refined(total_KHW, image, crf)
+                    total_KHW *= float(1.0 in evaluation.scales)  # else the mean begins after this view
                 single_HW = best_HW.cpu().numpy().copy()  # waits for the device
                 seconds = time.perf_counter() - began
-    if total_KHW is None:
+    if total_KHW is None or not several:
         return Prediction(single_HW, single_HW, seconds)
-    for start, stop in strips(classes, size, device):
-        best_HW[start:stop] = total_KHW[:, start:stop].max(0).indices
-    return Prediction(single_HW, best_HW.cpu().numpy(), seconds)
+    total_KHW /= len(evaluation.scales) * len(flips)
+    return Prediction(single_HW, classes_of(total_KHW, image, crf).cpu().numpy(), seconds)
+
+
+def classes_of(probabilities_KHW: Tensor, image: Image.Image, crf: DenseCRF | None) -> Tensor:
+    """The most probable classes H W, uint8, after the CRF if there is one."""
+    if crf:
+        return refined(probabilities_KHW, image, crf)
+    K, H, W = probabilities_KHW.shape
+    parts = [probabilities_KHW[:, start:stop].max(0).indices for start, stop in strips(K, (H, W), probabilities_KHW.device)]
+    return torch.cat(parts).to(torch.uint8)

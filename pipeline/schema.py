@@ -171,6 +171,21 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseCRF:
+    """The options of `pipeline.dense_crf.dense_crf`. `preset` names those that were not given; they are filled in when it is read."""
+
+    preset: str | None = None
+    iterations: Whole = 10
+    smoothness: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
+    theta_gamma: PositiveReal = 1.0
+    appearance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
+    theta_alpha: PositiveReal = 67.0
+    theta_beta: PositiveReal = 3.0
+    filtering: Literal["auto", "exact", "permutohedral"] = "auto"
+    normalization: Literal["rows", "symmetric", "none"] = "symmetric"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """How a run is evaluated. Lengths are pixels; scales are relative to the (short_side-fitted) image."""
 
@@ -185,6 +200,7 @@ class Evaluation:
     scales: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1.0,)
     flip: bool = True
     radii: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 3, 5, 9, 12)
+    dense_crf: DenseCRF | None = None  # mean field on the probabilities at the image's size; null: none
     launch: Launch
 
 
