@@ -81,6 +81,10 @@ class Projection(nn.Module):
         return features_BCHW, self.end(features_BCHW)
 
 
+class Undecayed(nn.ParameterDict):
+    """Parameters that weight decay leaves alone: it would pull a CRF's kernel weights to 0 and its log bandwidths to a pixel."""
+
+
 def size_of(x: Tensor) -> tuple[int, int]:
     """(height, width) of a tensor whose last axes they are."""
     return x.shape[-2], x.shape[-1]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.layers import Undecayed
 from pipeline.schema import Train
 
 
@@ -37,13 +38,17 @@ def train_mode(model: nn.Module, frozen: Collection[str]) -> None:
 
 
 def parameter_groups(model: nn.Module, multipliers: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The trainable parameters, grouped by their learning-rate factor (`factor` in each group)."""
-    groups: dict[float, list[nn.Parameter]] = {}
+    """The trainable parameters, grouped by their learning-rate factor (`factor` in each group) and by whether they decay."""
+    undecayed = {id(parameter) for module in model.modules() if isinstance(module, Undecayed) for parameter in module.parameters()}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for path, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = part_of(path, multipliers)
-            groups.setdefault(1.0 if part is None else multipliers[part], []).append(parameter)
-    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+            groups.setdefault((1.0 if part is None else multipliers[part], id(parameter) not in undecayed), []).append(parameter)
+    return [
+        {"params": parameters, "factor": factor} if decays else {"params": parameters, "factor": factor, "weight_decay": 0.0}
+        for (factor, decays), parameters in groups.items()
+    ]
 
 
 def optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models.crf.mean_field import mean_field
+from models.crf.mean_field import MeanField, mean_field
 
 REFERENCE = Path(__file__).parent / "reference" / "crfrnn_a.npz"
 
@@ -65,3 +66,110 @@ def test_values_and_gradients_are_the_definitions(normalization: str, size: tupl
     for a, b in zip(*(torch.autograd.grad((form * cotangent).sum(), inputs) for form in (ours, expected)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
         assert b.abs().max() > 1e-4
+
+
+def weights(classes: int) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    names = ("spatial_weight_KK", "bilateral_weight_KK", "compatibility_KK")
+    return {name: torch.eye(classes) + 0.1 * torch.randn(classes, classes) for name in names}
+
+
+def test_float32_keeps_its_precision_whatever_is_set_around_it() -> None:
+    torch.manual_seed(1)
+    logits, image = 4 * torch.randn(1, 3, 24, 24), torch.randint(0, 256, (1, 3, 24, 24)).float()
+    expected = mean_field(logits.double(), image.double(), **weights(3))
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            with torch.autocast("cpu", torch.bfloat16):
+                ours = mean_field(logits, image, **weights(3))
+            assert (ours - expected).abs().max() < 5e-5
+            assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    logits, image = torch.randn(2, 2, 5, 3).to(dtype), torch.rand(2, 3, 5, 3) * 255
+    low = mean_field(logits, image, **weights(2))
+    assert low.dtype == dtype
+    assert torch.equal(low, mean_field(logits.float(), image, **weights(2)).to(dtype))
+
+
+def test_small_and_empty_images_and_no_steps() -> None:
+    one = torch.randn(3, 2, 1, 1, requires_grad=True)
+    output = mean_field(one, torch.zeros(3, 3, 1, 1), iterations=1, **weights(2))  # a pixel alone: K = 1
+    near, alike, outer = weights(2).values()
+    torch.testing.assert_close(output, one + (one.softmax(1)[..., 0, 0] @ (outer @ (near + alike)).T)[..., None, None])
+    assert torch.autograd.grad(output.sum(), one)[0].isfinite().all()
+    assert torch.equal(mean_field(one, torch.zeros(3, 3, 1, 1), iterations=0, **weights(2)), one)
+    assert mean_field(torch.zeros(0, 2, 4, 4), torch.zeros(0, 3, 4, 4), **weights(2)).shape == (0, 2, 4, 4)
+
+
+def test_wrong_input_is_refused() -> None:
+    logits, image = torch.zeros(1, 2, 3, 4), torch.zeros(1, 3, 3, 4)
+    for wrong in ({"filtering": "dense"}, {"normalization": "columns"}, {"iterations": -1}, {"theta_beta": 0.0}):
+        with pytest.raises(ValueError, match="crf mean_field: "):
+            mean_field(logits, image, **weights(2), **wrong)
+    with pytest.raises(ValueError, match="does not fit"):
+        mean_field(logits, image[:, :, :2], **weights(2))
+    wrong_options = (
+        {"filtering": "dense"}, {"normalization": "columns"}, {"iterations": 0}, {"test_iterations": -1}, {"theta_alpha": 0.0},
+        {"theta_gamma": float("nan")}, {"weights": "diagonal"},
+    )  # fmt: skip
+    for options in wrong_options:
+        with pytest.raises(ValueError, match="crf mean_field: "):
+            MeanField(4, 2, **options)
+
+
+def test_the_module_works_at_the_logits_stride() -> None:
+    torch.manual_seed(5)
+    module = MeanField(4, 3, test_iterations=3, learn_bandwidths=True, theta_alpha=40.0, theta_gamma=6.0).double().eval()
+    features, image = torch.randn(2, 4, 5, 7, dtype=torch.float64), torch.rand(2, 3, 20, 28, dtype=torch.float64)
+    logits, extras = module(features, image, None)
+    unary = F.conv2d(features, module.classifier.weight, module.classifier.bias)
+    assert torch.equal(extras["unary"], unary)
+    assert tuple(extras) == module.extras
+    small = 255 * F.interpolate(image, (5, 7), mode="bilinear", align_corners=False)
+    eye = torch.eye(3, dtype=torch.float64)
+    thetas = [torch.tensor(theta, dtype=torch.float64) for theta in (10.0, 3.0, 1.5)]
+    # As many steps as the eval mode has, a quarter of the bandwidths.
+    expected = literal(unary, small, thetas, [3 * eye, 5 * eye, eye], 3, "rows")
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(module.train()(features, image, None)[0], logits, atol=1e-3)
+    logits.sum().backward()
+    logits, _ = module.eval()(features, image, None)
+    logits.square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_weight_of_each_class_is_a_diagonal() -> None:
+    module, full = MeanField(4, 3, weights="class"), MeanField(4, 3)
+    assert {name: tuple(value.shape) for name, value in module.field.items()} == {
+        "spatial_weight": (3,), "bilateral_weight": (3,), "compatibility": (3, 3),
+    }  # fmt: skip
+    full.classifier.load_state_dict(module.classifier.state_dict())
+    features, image = torch.randn(1, 4, 3, 3), torch.rand(1, 3, 6, 6)
+    torch.testing.assert_close(module.eval()(features, image, None), full.eval()(features, image, None))
+
+
+def test_the_field_is_float32_under_autocast_and_half_precision() -> None:
+    module = MeanField(4, 3)
+    module.eval()
+    features, image = torch.randn(1, 4, 6, 5), torch.rand(1, 3, 11, 9)
+    expected, _ = module(features, image, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, extras = module(features, image.bfloat16(), None)
+    assert logits.dtype == torch.float32
+    assert extras["unary"].dtype == torch.bfloat16
+    assert (logits - expected).abs().max() < 0.1
+
+
+def test_it_is_built_without_memory() -> None:
+    with torch.device("meta"):
+        module = MeanField(4, 1000, learn_bandwidths=True)
+    assert module.field["compatibility"].is_meta

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.crf.mean_field import MeanField
 from pipeline import optim
 from pipeline.schema import Train
 
@@ -83,3 +84,13 @@ def test_frozen_parts_stay_in_eval_mode_and_out_of_the_optimizer() -> None:
 def test_parts_that_do_not_exist_are_named() -> None:
     with pytest.raises(ValueError, match=r"'hed' is no part .* parts are backbone, crf, crfs"):
         optim.check_parts(Net(), ["crf.classifier", "hed"], "multipliers")
+
+
+def test_a_fields_parameters_do_not_decay() -> None:
+    model = nn.ModuleDict({"crf": MeanField(4, 3, learn_bandwidths=True)})
+    groups = optim.optimizer(model, train(weight_decay=0.1, multipliers={"crf.field": 10.0})).param_groups
+    found = {id(parameter): (group["weight_decay"], group["factor"]) for group in groups for parameter in group["params"]}
+    fields = {name: found[id(parameter)] for name, parameter in model["crf"].field.items()}
+    assert fields == dict.fromkeys(model["crf"].field, (0.0, 10.0))
+    assert {"spatial_weight", "bilateral_weight", "compatibility", "theta_alpha"} <= set(fields)
+    assert found[id(model["crf"].classifier.weight)] == (0.1, 1.0)

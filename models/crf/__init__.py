@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from models.crf.embedded import Embedded
+from models.crf.mean_field import MeanField
 from models.crf.unary import Unary
 
 
@@ -21,4 +22,4 @@ class CRF(Protocol):
         """(logits_BKhw, what its losses need by name: `unary` for logits before the field). The image is in [0, 1]."""
 
 
-CRFS: Mapping[str, Callable[..., CRF]] = {"embedded": Embedded, "unary": Unary}
+CRFS: Mapping[str, Callable[..., CRF]] = {"embedded": Embedded, "mean_field": MeanField, "unary": Unary}

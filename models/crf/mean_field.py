@@ -8,23 +8,96 @@ Connected CRFs with Gaussian Edge Potentials (NeurIPS 2011). With logits U, posi
     K_b(i, j) = exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - |I_i - I_j|^2 / 2 theta_beta^2)
 
 Each K q is divided by K 1 (rows), or K is D^-1/2 K D^-1/2 with D = K 1 (symmetric). j = i belongs to K, as in every implementation.
-Ws, Wb and C are full matrices as in the released code. Differently from it the filters are exact, batched, on any device, and the
-bandwidths have a gradient.
+Ws, Wb and C are full matrices as in the released code; the paper's one weight of each class and kernel is `weights: class`. Differently
+from the code the filters are exact, batched, on any device, and the bandwidths have a gradient. E-CRF's authors released no Joint-CRF:
+this one is a reconstruction, CRF-RNN on the head's logits at their own stride.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.filters import FILTERS
 from models.filters.precision import product
 from models.filters.spatial import Spatial
-from models.layers import at_least_float32, size_of
+from models.layers import Undecayed, at_least_float32, classifier, resize, size_of
 
 NORMALIZATIONS = ("rows", "symmetric", "none")
 TINY = 1e-20
+
+
+class MeanField(nn.Module):
+    """Dropout and classifier, then mean field on their logits; theta_alpha and theta_gamma in pixels of the image, at any stride.
+
+    spatial_weight, bilateral_weight: the diagonals of Ws and Wb at the start; C starts as the identity. weights: Ws and Wb are full
+    matrices, or diagonal (class). test_iterations: in eval mode, null for as many as in training.
+    """
+
+    needs_superpixels = False
+    extras = ("unary",)
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        dropout: float = 0.1,
+        iterations: int = 5,
+        test_iterations: int | None = None,
+        theta_alpha: float = 160.0,
+        theta_beta: float = 3.0,
+        theta_gamma: float = 3.0,
+        learn_bandwidths: bool = False,
+        spatial_weight: float = 3.0,
+        bilateral_weight: float = 5.0,
+        weights: Literal["full", "class"] = "full",
+        filtering: Literal["exact", "permutohedral"] = "exact",
+        normalization: Literal["rows", "symmetric", "none"] = "rows",
+    ) -> None:
+        super().__init__()
+        self.thetas = {"theta_alpha": theta_alpha, "theta_beta": theta_beta, "theta_gamma": theta_gamma}
+        for name, value in {**self.thetas, "iterations": iterations, "test_iterations": test_iterations}.items():
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"crf mean_field: {name} must be positive, not {value}")
+        if weights not in ("full", "class"):
+            raise ValueError(f"crf mean_field: weights must be full or class, not {weights!r}")
+        _check_options(filtering, normalization)
+        self.iterations, self.test_iterations = iterations, test_iterations or iterations
+        self.filtering, self.normalization = filtering, normalization
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = classifier(channels, classes)
+        ones_K = torch.ones(classes)
+        diagonals = {"spatial_weight": spatial_weight * ones_K, "bilateral_weight": bilateral_weight * ones_K}
+        starts = diagonals if weights == "class" else {name: diagonal_K.diag() for name, diagonal_K in diagonals.items()}
+        logarithms = {name: torch.tensor(math.log(value)) for name, value in self.thetas.items() if learn_bandwidths}
+        self.field = Undecayed({**starts, "compatibility": torch.eye(classes), **logarithms})
+
+    def forward(self, features_BChw: Tensor, image_B3HW: Tensor, superpixels_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(logits_BKhw in float32, those before the field as `unary`)."""
+        unary_BKhw = self.classifier(self.dropout(features_BChw))
+        logits_BKhw = at_least_float32(unary_BKhw)
+        size = size_of(logits_BKhw)
+        stride = math.sqrt(math.prod(size_of(image_B3HW)) / max(math.prod(size), 1))
+        scores_BKhw = mean_field(
+            logits_BKhw, 255 * resize(image_B3HW, size).to(logits_BKhw),
+            iterations=self.iterations if self.training else self.test_iterations,
+            theta_alpha=self.theta("theta_alpha") / stride, theta_beta=self.theta("theta_beta"),
+            theta_gamma=self.theta("theta_gamma") / stride, spatial_weight_KK=self.weight("spatial_weight"),
+            bilateral_weight_KK=self.weight("bilateral_weight"), compatibility_KK=self.weight("compatibility"),
+            filtering=self.filtering, normalization=self.normalization,
+        )  # fmt: skip
+        return scores_BKhw, {"unary": unary_BKhw}
+
+    def theta(self, name: str) -> Tensor | float:
+        """A bandwidth as it now is."""
+        return self.field[name].exp() if name in self.field else self.thetas[name]
+
+    def weight(self, name: str) -> Tensor:
+        """Ws, Wb or C as it now is: KK."""
+        return torch.diag(self.field[name]) if self.field[name].ndim == 1 else self.field[name]
 
 
 def mean_field(
@@ -46,7 +119,8 @@ def mean_field(
     The image is in [0, 255], of the logits' size; theta_alpha and theta_gamma in its pixels, theta_beta in its colours. Thetas may be
     tensors that learn. ValueError: sizes that differ, an unknown filtering or normalization.
     """
-    _check(logits_BKHW, image_B3HW, iterations, filtering, normalization)
+    _check(logits_BKHW, image_B3HW, iterations, (theta_alpha, theta_beta, theta_gamma))
+    _check_options(filtering, normalization)
     with torch.autocast(logits_BKHW.device.type, enabled=False):
         unary_BKHW = at_least_float32(logits_BKHW)
         image_B3HW = image_B3HW.to(unary_BKHW)
@@ -88,11 +162,17 @@ def _of_type(theta: Tensor | float, like: Tensor) -> Tensor | float:
     return theta.to(like) if isinstance(theta, Tensor) else theta
 
 
-def _check(logits_BKHW: Tensor, image_B3HW: Tensor, iterations: int, filtering: str, normalization: str) -> None:
+def _check(logits_BKHW: Tensor, image_B3HW: Tensor, iterations: int, thetas: tuple[Tensor | float, ...]) -> None:
     if image_B3HW.shape != (len(logits_BKHW), 3, *size_of(logits_BKHW)):
         raise ValueError(f"crf mean_field: image {tuple(image_B3HW.shape)} does not fit logits {tuple(logits_BKHW.shape)}")
     if iterations < 0:
         raise ValueError(f"crf mean_field: iterations must not be negative, not {iterations}")
+    for theta in thetas:  # what learns is not read here: that would wait for a GPU
+        if not isinstance(theta, Tensor) and not 0 < theta < math.inf:
+            raise ValueError(f"crf mean_field: thetas must be positive, not {theta}")
+
+
+def _check_options(filtering: str, normalization: str) -> None:
     if filtering not in FILTERS:
         raise ValueError(f"crf mean_field: filtering must be {' or '.join(FILTERS)}, not {filtering!r}")
     if normalization not in NORMALIZATIONS:

@@ -111,7 +111,7 @@ def _blocks(tiles: Tiles) -> Iterator[tuple[Tensor, Tensor, bool, Tensor, Tensor
 
 
 def _exponents(x_PDn: Tensor, y_PDn: Tensor) -> Tensor:
-    """x . y - |x|^2 / 2 - |y|^2 / 2, by one matrix product."""
+    """The kernel's logarithm to base 2, x . y - |x|^2 / 2 - |y|^2 / 2, by one matrix product."""
     ones_P1n = torch.ones_like(x_PDn[:, :1])
     left_PEn = torch.cat([x_PDn, ones_P1n, -0.5 * x_PDn.square().sum(1, keepdim=True)], 1)
     right_PEn = torch.cat([y_PDn, -0.5 * y_PDn.square().sum(1, keepdim=True), ones_P1n], 1)
