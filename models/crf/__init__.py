@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from models.crf.conv import Conv
 from models.crf.embedded import Embedded
 from models.crf.mean_field import MeanField
 from models.crf.unary import Unary
@@ -22,4 +23,4 @@ class CRF(Protocol):
         """(logits_BKhw, what its losses need by name: `unary` for logits before the field). The image is in [0, 1]."""
 
 
-CRFS: Mapping[str, Callable[..., CRF]] = {"embedded": Embedded, "mean_field": MeanField, "unary": Unary}
+CRFS: Mapping[str, Callable[..., CRF]] = {"conv": Conv, "embedded": Embedded, "mean_field": MeanField, "unary": Unary}
