@@ -89,8 +89,6 @@ def check_run(config: Config, classes: int, file: Path, place: str) -> None:
         optim.optimizer(model, config.train)
         if config.finetune.alternate and "unary" not in model.crf.extras:
             raise UserError(f"{file}: {place}.alternate: crf {config.crf.name} has no unary of its own to alternate with")
-        if config.finetune.images is not None and not config.finetune.images.is_file():
-            raise UserError(f"{file}: {place}.images: {config.finetune.images} does not exist")
 
 
 def check_options(table: Mapping[str, Callable[..., object]], part: Part, where: str, what: str) -> None:

@@ -144,21 +144,15 @@ def share(train: Train, rank: int, world: int) -> tuple[int, ...]:
 
 
 def training_images(config: Config, prepared: Prepared) -> tuple[Pair, ...]:
-    """The pairs that are trained on: the split `train`, or those of it that the finetune's list names."""
+    """The pairs that are trained on: the split `train`, or those of it that the finetune names."""
     chosen = pairs(prepared, SPLIT)
     if config.finetune is not None and config.finetune.images is not None:
-        path = config.finetune.images
-        try:
-            listed = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"finetunes.{config.name}.images: {path} cannot be read: {error}") from None
         known = {pair.name: pair for pair in chosen}
-        if unknown := [name for name in listed if name not in known]:
+        if unknown := [name for name in config.finetune.images if name not in known]:
             few = known if len(known) <= 10 else [*list(known)[:10], "..."]
-            raise UserError(f"{path}: {unknown[0]!r} is no training image of {prepared.dataset}{suggestion(unknown[0], few)}")
-        chosen = tuple(known[name] for name in dict.fromkeys(listed))
-        if not chosen:
-            raise UserError(f"{path} names no image to train on")
+            place = f"finetunes.{config.name}.images"
+            raise UserError(f"{place}: {unknown[0]!r} is no training image of {prepared.dataset}{suggestion(unknown[0], few)}")
+        chosen = tuple(known[name] for name in dict.fromkeys(config.finetune.images))
     if not chosen:
         raise UserError(f"dataset {prepared.dataset} has no training images")
     return chosen

@@ -80,8 +80,6 @@ def manifest_hashes(config: Config) -> dict[str, str]:
         if not manifest.is_file():
             raise UserError(f"{manifest} does not exist: `uv run python -m stages.{stage}` makes it")
     paths = list(read)
-    if config.finetune is not None and config.finetune.images is not None:
-        paths.append(config.finetune.images)
     if isinstance(config.backbone.pretrained, Path):
         try:
             paths.append(backbone.weights_file(config.backbone.pretrained, config.backbone.name))

@@ -114,7 +114,7 @@ class Finetune:
 
     source: Path
     freeze: tuple[str, ...] = ()
-    images: Path | None = None  # a text file of image names: the only ones trained on
+    images: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # names: the only training images that are used; null: all
     alternate: bool = False
 
 
