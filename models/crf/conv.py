@@ -35,7 +35,7 @@ class Conv(nn.Module):
     """
 
     needs_superpixels = False
-    extras = ("unary",)
+    extras: tuple[str, ...] = ("unary",)
 
     def __init__(
         self,
