@@ -39,7 +39,7 @@ def test_every_method_gives_logits_and_trains_all_its_parameters(method: str) ->
     assert [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
     network.eval()
     with torch.no_grad():
-        assert network(image, superpixels).extras == {}
+        assert network(image, superpixels).extras.keys() <= {*network.crf.extras}
 
 
 @pytest.mark.parametrize("method", list(METHODS))

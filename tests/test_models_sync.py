@@ -23,7 +23,7 @@ UNARY = SimpleNamespace(name="unary", options={"dropout": 0.0})
 OHEM = {"ohem_threshold": 0.3, "ohem_min_kept": 500}
 BODY_EDGE = {"threshold": 0.3, "min_kept": 500, "edge_min_kept": 200, "edge_threshold": 0.5}
 CAA = {"width": 8, "key_width": 4, "output_width": 8, "gate_width": 4}
-CONV = {"dropout": 0.0, "iterations": 2, "filter_size": 3, "compatibility": True, "position": [24, 32], "stride": 2}
+CONV = {"dropout": 0.0, "iterations": 2, "filter_size": 3, "blur": 2, "compatibility": True, "stride": 4}
 FIELD = {"dropout": 0.0, "iterations": 2, "learn_bandwidths": True}
 METHODS = {
     "fcn": {"head": SimpleNamespace(name="fcn", options={"width": 8})},
