@@ -28,7 +28,7 @@ from models.flops import declare
 from models.layers import End, at_least_float32, conv_norm_act, size_of
 
 SLOPE = 0.2  # of the gates' leaky ReLU
-CACHED = 2**17  # values that a CPU works on at a time; other devices take all
+CACHED = 2**18  # values that a CPU works on at a time; other devices take all
 
 
 class CAA(nn.Module):
@@ -149,26 +149,27 @@ def channelized_axial_attention(
 
     with full_precision(value_BCHW):
         value_BHWC = value_BCHW.permute(0, 2, 3, 1).contiguous()
-        columns_BWHD, rows_BHWD = query_column_BDHW.permute(0, 3, 2, 1), query_row_BDHW.permute(0, 2, 3, 1)
+        columns_BWHD, rows_BHWD = query_column_BDHW.permute(0, 3, 2, 1).contiguous(), query_row_BDHW.permute(0, 2, 3, 1).contiguous()
         y_BHWC = along_columns(attention_map(columns_BWHD, columns_BWHD).to(value_BCHW.dtype), value_BHWC)
-        # Before the rows' attention: then its gradient arrives first, and the sum's is added in place.
-        column_BHC = None if column_gate is None else gated(column_gate, y_BHWC.sum(2, dtype=_sum_type(y_BHWC)))
+        column_BHC = None
+        if column_gate is not None:
+            y_BHWC, sums_BHC = with_sum(y_BHWC, 2)
+            column_BHC = gated(column_gate, sums_BHC)
         y_BHWC = attention_map(rows_BHWD, rows_BHWD).to(value_BCHW.dtype) @ y_BHWC
         row_BWC = None
         if row_gate is not None:
-            y_BHWC, sums_BWC = gated_sum(y_BHWC, column_BHC)
+            y_BHWC, sums_BWC = with_sum(y_BHWC, 1, column_BHC)
             row_BWC = gated(row_gate, sums_BWC)
         return modulate(y_BHWC, column_BHC, row_BWC).permute(0, 3, 1, 2)
 
 
-def gated_sum(y_BHWC: Tensor, column_BHC: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(y itself, to go on with; the sum over H of y times the columns' gate, in float32 at least: BWC)."""
-    if column_BHC is None:
-        return y_BHWC, y_BHWC.sum(1, dtype=_sum_type(y_BHWC))
-    declare(2 * y_BHWC.numel())
+def with_sum(y_BHWC: Tensor, axis: int, gate_BHC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(y itself, to go on with; the sum of y, times the gate, over H or W in float32 at least). Of y nothing else is to be used."""
+    if gate_BHC is not None:
+        declare(2 * y_BHWC.numel())
     if torch.compiler.is_compiling():
-        return y_BHWC, (y_BHWC * column_BHC[:, :, None]).sum(1)
-    return _GatedSum.apply(y_BHWC, column_BHC)
+        return y_BHWC, (y_BHWC if gate_BHC is None else y_BHWC * gate_BHC[:, :, None]).sum(axis, dtype=_sum_type(y_BHWC))
+    return _WithSum.apply(y_BHWC, axis, gate_BHC)
 
 
 def modulate(y_BHWC: Tensor, column_BHC: Tensor | None, row_BWC: Tensor | None) -> Tensor:
@@ -186,27 +187,32 @@ def modulate(y_BHWC: Tensor, column_BHC: Tensor | None, row_BWC: Tensor | None) 
 # What autograd would do with more copies: a large tensor costs a CPU more to allocate than to multiply, and a GPU its reading.
 
 
-class _GatedSum(Function):
-    """y and its gated sum over rows. The sum's gradient is added to that of y, which nobody else holds."""
+class _WithSum(Function):
+    """y and its sum. The sum's gradient is added to that of y, which nobody else holds."""
 
     @staticmethod
-    def forward(ctx: Any, y_BHWC: Tensor, column_BHC: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(y_BHWC, column_BHC)
+    def forward(ctx: Any, y_BHWC: Tensor, axis: int, gate_BHC: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.axis = axis
+        ctx.save_for_backward(None if gate_BHC is None else y_BHWC, gate_BHC)
+        if gate_BHC is None:
+            return y_BHWC.view_as(y_BHWC), y_BHWC.sum(axis, dtype=_sum_type(y_BHWC))
         sums_BWC = torch.zeros_like(y_BHWC[:, 0], dtype=_sum_type(y_BHWC))
         for rows in _strips(y_BHWC):
-            sums_BWC += (y_BHWC[:, rows] * column_BHC[:, rows, None].to(y_BHWC.dtype)).sum(1, dtype=sums_BWC.dtype)
+            sums_BWC += (y_BHWC[:, rows] * gate_BHC[:, rows, None].to(y_BHWC.dtype)).sum(1, dtype=sums_BWC.dtype)
         return y_BHWC.view_as(y_BHWC), sums_BWC
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override]
-        y_BHWC, column_BHC = ctx.saved_tensors
-        to_y_BHWC, to_sums_B1WC = gradients[0], gradients[1][:, None].to(y_BHWC.dtype)
-        to_column_BHC = torch.empty_like(column_BHC)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor | None]:  # pyrefly: ignore[bad-override]
+        y_BHWC, gate_BHC = ctx.saved_tensors
+        to_y_BHWC, to_sums_BHWC = gradients[0], gradients[1].unsqueeze(ctx.axis).to(gradients[0].dtype)
+        if gate_BHC is None:
+            return to_y_BHWC.add_(to_sums_BHWC), None, None
+        to_gate_BHC = torch.empty_like(gate_BHC)
         for rows in _strips(y_BHWC):
-            to_column_BHC[:, rows] = (y_BHWC[:, rows] * to_sums_B1WC).sum(2, dtype=column_BHC.dtype)
-            to_y_BHWC[:, rows].addcmul_(column_BHC[:, rows, None].to(y_BHWC.dtype), to_sums_B1WC)
-        return to_y_BHWC, to_column_BHC
+            to_gate_BHC[:, rows] = (y_BHWC[:, rows] * to_sums_BHWC).sum(2, dtype=gate_BHC.dtype)
+            to_y_BHWC[:, rows].addcmul_(gate_BHC[:, rows, None].to(y_BHWC.dtype), to_sums_BHWC)
+        return to_y_BHWC, None, to_gate_BHC
 
 
 class _Modulated(Function):
