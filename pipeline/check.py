@@ -26,7 +26,7 @@ def check(params: Params) -> None:
     for kind, runs in (("methods", params.methods), ("finetunes", params.finetunes)):
         for config in runs.values():
             try:
-                check_run(config, len(dataset.classes), params.path, f"{kind}.{config.name}")
+                check_run(config, len(dataset.classes), params, f"{kind}.{config.name}")
             except UserError:
                 raise
             except ValueError as error:
@@ -53,17 +53,19 @@ def check_data(params: Params) -> Any:
         raise UserError(f"{where}: {error}") from None
 
 
-def check_run(config: Config, classes: int, file: Path, place: str) -> None:
+def check_run(config: Config, classes: int, params: Params, place: str) -> None:
     """One run's parts, what fits together, and whether the model builds."""
     import torch
 
     from models import backbone
     from models.crf import CRFS
+    from models.crf.conv import Conv
     from models.heads import HEADS
     from models.losses import LOSSES
     from models.segmenter import build, build_loss
     from pipeline import optim
 
+    file = params.path
     for slot, table, part in (("head", HEADS, config.head), ("crf", CRFS, config.crf), ("loss", LOSSES, config.loss)):
         check_options(table, part, f"{file}: {place}.{slot}", slot)
     with torch.device("meta"):
@@ -83,12 +85,27 @@ def check_run(config: Config, classes: int, file: Path, place: str) -> None:
     if config.train.batch_size // config.train.accumulate < model.head.smallest_batch:
         why = f"head {config.head.name} pools images to one value, which a batch of 1 cannot normalise"
         raise UserError(f"{file}: {place}: {why}: batch_size / accumulate must be at least {model.head.smallest_batch}")
+    if isinstance(model.crf, Conv) and "position" in model.crf.field:
+        check_position(config, list(model.crf.field["position"].shape[1:]), model.crf.stride, params, place)
     if config.finetune is not None:
         optim.check_parts(model, config.finetune.freeze, "freeze")
         optim.freeze(model, config.finetune.freeze)
         optim.optimizer(model, config.train)
         if config.finetune.alternate and "unary" not in model.crf.extras:
             raise UserError(f"{file}: {place}.alternate: crf {config.crf.name} has no unary of its own to alternate with")
+
+
+def check_position(config: Config, learned: list[int], stride: int, params: Params, place: str) -> None:
+    """The coordinates that a ConvCRF learns have one size: the crop's in training, in an evaluation that of every window."""
+    crop, expected = config.data.crop, [-(-length // stride) for length in config.data.crop]
+    if learned != expected:
+        why = f"must be {expected}, which is data.crop {list(crop)} divided by its stride {stride}, not {learned}"
+        raise UserError(f"{params.path}: {place}.crf.position {why}")
+    for evaluation in params.evaluations.values():
+        if evaluation.of == config.name and (evaluation.mode, evaluation.window, evaluation.scales) != ("slide", crop, (1.0,)):
+            way = f"mode: slide, window: {list(crop)}, a stride and scales: [1.0]"
+            why = f"{config.name} has learned its crf's position for {crop[0]} x {crop[1]} pixels: give it {way}"
+            raise UserError(f"{params.path}: evaluations.{evaluation.name}: {why}")
 
 
 def check_options(table: Mapping[str, Callable[..., object]], part: Part, where: str, what: str) -> None:
