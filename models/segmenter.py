@@ -99,13 +99,19 @@ class Segmenter(nn.Module):
         for name, values in zip(("mean", "deviation"), normalization, strict=True):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
-    def forward(self, image_B3HW: Tensor, superpixels_BHW: Tensor | None = None) -> Output:
-        """The image is in [0, 1]; superpixels at its size, any integers, negative for none. `extras["auxiliary"]` in training only."""
+    def forward(self, image_B3HW: Tensor, superpixels_BHW: Tensor | None = None, *, unary: bool = False) -> Output:
+        """The image is in [0, 1]; superpixels at its size, any integers, negative for none. `extras["auxiliary"]` in training only.
+
+        unary: the logits are those of the crf's classifier, its field and its extras are left out.
+        """
         stages = self.backbone((image_B3HW - self.mean) / self.deviation)
         features_BChw, extras = self.head(stages)
         features_BChw, output_BChw = self.projection(features_BChw)
-        logits_BKhw, more = self.crf(output_BChw, image_B3HW, superpixels_BHW)
-        extras = {**extras, **more}
+        if unary:
+            logits_BKhw = self.crf.classifier(self.crf.dropout(output_BChw))
+        else:
+            logits_BKhw, more = self.crf(output_BChw, image_B3HW, superpixels_BHW)
+            extras = {**extras, **more}
         if self.auxiliary is not None and self.training:
             extras["auxiliary"] = self.auxiliary(stages[self.stage])
         return Output(logits_BKhw, features_BChw, extras, self.head.align_corners)

@@ -93,6 +93,8 @@ def check_run(config: Config, classes: int, params: Params, place: str) -> None:
         optim.optimizer(model, config.train)
         if config.finetune.alternate and "unary" not in model.crf.extras:
             raise UserError(f"{file}: {place}.alternate: crf {config.crf.name} has no unary of its own to alternate with")
+        if config.finetune.alternate and not optim.trains_the_unary(model):
+            raise UserError(f"{file}: {place}.alternate: all but the crf is frozen: there is no unary to alternate with")
 
 
 def check_position(config: Config, learned: list[int], stride: int, params: Params, place: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.layers import Undecayed
-from pipeline.schema import Train
+from pipeline.schema import Config, Train
 
 
 def part_of(path: str, parts: Iterable[str]) -> str | None:
@@ -59,6 +59,17 @@ def optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999), weight_decay=train.weight_decay)
     return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+def trains_the_unary(model: nn.Module) -> bool:
+    """Whether anything learns besides the crf's own parameters; its classifier is part of the unary."""
+    parameters = model.named_parameters()
+    return any(parameter.requires_grad and part_of(path, ("crf", "crf.classifier")) != "crf" for path, parameter in parameters)
+
+
+def of_the_unary(config: Config, step: int) -> bool:
+    """Whether step `step` (from 0) trains the unary alone: the even ones of a finetune that alternates."""
+    return config.finetune is not None and config.finetune.alternate and step % 2 == 0
 
 
 def learning_rate(train: Train, step: int) -> float:

@@ -110,7 +110,14 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """What a run starts from. `source` is `from` in YAML: a folder with seed-<s>.pt, or one file for all seeds."""
+    """What a run starts from, and how it goes on. `source` is `from` in YAML: a folder with seed-<s>.pt, or one file for all seeds.
+
+    alternate: end-to-end training of a crf as in ConvCRF. Steps number 0, 2, 4, ... train the unary alone: the loss takes the
+    classifier's logits for the crf's, and the crf's own parameters stand still, their momentum too. Steps number 1, 3, 5, ... train
+    everything on the loss of the crf's logits and, with the loss's `unary_weight`, of the unary's. The paper first trains the unary
+    by itself for two fifths of the time: that is the run named in `from`; and it fits the crf on held-out images after every
+    epoch: here once, by another finetune with `freeze` and `images`.
+    """
 
     source: Path
     freeze: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.progress import warn
 from pipeline.schema import Config
 
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_SCALE = 1.0  # of the loss in fp16; halved at each overflow from 65536 on, it gets below only where no scale helps
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averaged: dict[str, Tensor] | None
+    skipped: int = 0  # steps in which fp16 overflowed
 
     @classmethod
     def start(cls, config: Config, classes: tuple[str, ...], device: torch.device) -> "Training":
@@ -76,22 +78,28 @@ class Training:
     def step(self, batch: Batch, number: int) -> dict[str, float]:
         """One optimizer step on this rank's share of the global batch; returns the loss terms' means over the ranks.
 
-        Raises UserError, before any weight changes, when a rank's loss or gradient is not finite.
+        Raises UserError, before any weight changes, when a rank's loss or gradient is not finite. In fp16 such a step changes
+        nothing but the loss's scale, and is an error only when a small scale does not help either.
         """
         config = self.config.train
         optim.train_mode(self.model, self.config.finetune.freeze if self.config.finetune else ())
         reseed(self.config.seed, number)
         optim.set_learning_rate(self.optimizer, optim.learning_rate(config, number))
         self.optimizer.zero_grad(set_to_none=True)
-        parts = split(batch, config.accumulate)
+        before = copied(dict(self.model.named_buffers())) if self.scaler.is_enabled() else {}
+        parts, unary = split(batch, config.accumulate), optim.of_the_unary(self.config, number)
         sums: dict[str, Tensor] = {}
         for index, part in enumerate(parts):
             with self.gathering(last=index == len(parts) - 1):
-                terms = self.backward(part, len(parts))
+                terms = self.backward(part, len(parts), unary)
             sums = {name: term + sums[name] if name in sums else term for name, term in terms.items()}
         totals = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))  # the one wait for a GPU
-        self.refuse_non_finite(totals, batch.names, number)
-        self.update(batch.names, number)
+        if not self.scaler.is_enabled():
+            self.refuse_non_finite(totals, batch.names, number)
+        if self.update(batch.names, number):
+            self.average(number)
+        else:
+            self.skip(before, totals, batch.names, number)
         return dict(zip(totals, mean_over_ranks(list(totals.values())), strict=True))
 
     def gathering(self, last: bool) -> AbstractContextManager[None]:
@@ -100,44 +108,63 @@ class Training:
             return contextlib.nullcontext()
         return self.network.no_sync()
 
-    def backward(self, part: Batch, parts: int) -> dict[str, Tensor]:
-        """Forward and backward of one accumulated part; its terms, each divided by the number of parts."""
+    def backward(self, part: Batch, parts: int, unary: bool) -> dict[str, Tensor]:
+        """Forward and backward of one accumulated part; its terms, each divided by the number of parts.
+
+        unary: of the crf's classifier alone. Its field takes no part and its gradients stay None, which the optimizer passes over.
+        """
         part = data.to_device(part, self.device, channels_last=self.device.type == "cuda")
         dtype = PRECISION.get(self.config.train.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            terms = self.loss(self.network(part.image, part.superpixels), part.labels)
-        terms = {name: term.float() / parts for name, term in terms.items()}
-        try:
+        with mendable():
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+                terms = self.loss(self.network(part.image, part.superpixels, unary=unary), part.labels)
+            terms = {name: term.float() / parts for name, term in terms.items()}
             self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
-        except RuntimeError as error:
-            if "deterministic" not in str(error):
-                raise
-            raise UserError(f"train.deterministic: {str(error).splitlines()[0]}; switch it off, or choose other parts") from None
         return {name: term.detach() for name, term in terms.items()}
 
     def refuse_non_finite(self, terms: Mapping[str, float], names: tuple[str, ...], number: int) -> None:
         """Stop all ranks when the loss of one is not finite."""
         bad = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
-        message = (
-            f"{self.config.name}, seed {self.config.seed}, step {number}: the loss is not finite on rank {rank()} ({', '.join(bad)}) "
-            f"for the images {', '.join(names)}; the last checkpoint is kept; try a smaller train.lr, train.clip or fp32"
-        )
-        if fault := agree(message if bad else None):
-            raise UserError(fault)
+        self.refuse(f"the loss is not finite on rank {rank()} ({', '.join(bad)})" if bad else None, names, number)
 
-    def update(self, names: tuple[str, ...], number: int) -> None:
-        """Clip, step, average."""
+    def refuse(self, fault: str | None, names: tuple[str, ...], number: int) -> None:
+        """Stop all ranks with the first fault that one of them has."""
+        where = f"{self.config.name}, seed {self.config.seed}, step {number}"
+        way = "the last checkpoint is kept; try a smaller train.lr, train.clip or fp32"
+        if agreed := agree(fault and f"{where}: {fault} for the images {', '.join(names)}; {way}"):
+            raise UserError(agreed)
+
+    def update(self, names: tuple[str, ...], number: int) -> bool:
+        """Clip and step; whether the weights have changed, which the scaler of fp16 refuses where a gradient overflowed."""
         config = self.config.train
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, math.inf if config.clip is None else config.clip)
-        if not self.scaler.is_enabled():  # a scaler skips such a step by itself
+        if not self.scaler.is_enabled():
             self.refuse_non_finite({"gradient norm": norm.item()}, names, number)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        return self.scaler.get_scale() >= scale
+
+    def skip(self, buffers: Mapping[str, Tensor], terms: Mapping[str, float], names: tuple[str, ...], number: int) -> None:
+        """Count a step that changed no weight, and take back what its forward pass did to batch norm's statistics."""
+        self.skipped += 1
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+        values = ", ".join(f"{name} = {value}" for name, value in terms.items())
+        hopeless = f"fp16 overflows at whatever scale of the loss on rank {rank()} ({values})"
+        self.refuse(hopeless if self.scaler.get_scale() < SMALLEST_SCALE else None, names, number)
+
+    def average(self, number: int) -> None:
+        """Move the averaged weights; slowly at first, so that the drawn ones are soon forgotten."""
         if self.averaged is not None:
-            average(self.averaged, self.model.state_dict(), min(config.ema or 0.0, (1 + number) / (10 + number)))
+            average(self.averaged, self.model.state_dict(), min(self.config.train.ema or 0.0, (1 + number) / (10 + number)))
+
+    def scaling(self) -> dict[str, float]:
+        """What fp16 adds to the record."""
+        return {"scale": self.scaler.get_scale(), "skipped": self.skipped} if self.scaler.is_enabled() else {}
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -146,6 +173,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "averaged": self.averaged,
+            "skipped": self.skipped,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -153,6 +181,7 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state["skipped"]
         if self.averaged is not None:
             self.averaged = {name: tensor.to(self.device) for name, tensor in state["averaged"].items()}
 
@@ -181,6 +210,20 @@ def distributed(model: nn.Module, device: torch.device) -> DistributedDataParall
     off: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True, **off)
+
+
+@contextlib.contextmanager
+def mendable() -> Iterator[None]:
+    """What torch refuses because of a setting, as one line that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0].split())
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UserError(f"train.compile: the network cannot be compiled here ({text[:300]}); switch it off") from None
+        if "deterministic" in text:
+            raise UserError(f"train.deterministic: {str(error).splitlines()[0]}; switch it off, or choose other parts") from None
+        raise
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
