@@ -8,6 +8,7 @@ from pipeline import config
 from pipeline.report import tables
 from pipeline.report.entries import Entry
 from pipeline.report.tables import NOTHING, best_of, bold, code, difference, escaped, markdown, percent
+from pipeline.schema import Finetune
 
 PROTOCOLS = {"single_scale": "single scale", "multi_scale_flip": "multi-scale + flip"}
 CONVENTIONS = {"present": "F_present", "gscnn": "F_gscnn"}
@@ -170,12 +171,23 @@ def parts_table(entries: Entries) -> str:
         parts = [options(part.name, part.options) for part in (entry.config.head, entry.config.crf, entry.config.loss)]
         chosen = entry.config.superpixel_set
         parts.append(NOTHING if chosen is None else f"{entry.config.superpixels}: {chosen.algorithm}, {chosen.segments} segments")
-        start = entry.config.finetune
-        parts += [entry.config.projection, "" if start is None else f"from {start.source}"]
+        parts += [entry.config.projection, "" if entry.config.finetune is None else origin(entry.config.finetune)]
         seeds = ", ".join(str(seed) for seed in entry.results["seeds"])
         rows.append([code(entry.name), *(escaped(part) if part else NOTHING for part in (*parts, "; ".join(other), seeds))])
     header = ["method", "head", "crf", "loss", "superpixels", "projection", "fine-tuned", f"unlike {code(entries[0].name)}", "seeds"]
     return markdown(header, rows, words=len(header))
+
+
+def origin(finetune: Finetune) -> str:
+    """What a finetune starts from, and what it does not train or see."""
+    words = [f"from {finetune.source}"]
+    if finetune.freeze:
+        words.append(f"frozen {', '.join(finetune.freeze)}")
+    if finetune.images is not None:
+        words.append(f"on {len(finetune.images)} images")
+    if finetune.alternate:
+        words.append("unary and joint steps in turn")
+    return "; ".join(words)
 
 
 def options(name: str, values: Mapping[str, Any]) -> str:
