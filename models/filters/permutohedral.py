@@ -50,15 +50,18 @@ class Permutohedral:
         if not bool((points_PD.abs() < LARGEST).all()):
             raise ValueError("filter permutohedral: features must be finite and below 2^40")
         self.embedding_CD = _embedding(dimensions, points_PD.device)
-        origin_PC, self.order_PC, weights_PC = _simplices(points_PD @ self.embedding_CD.T)
-        self.weights_PC = weights_PC.to(at_least_float32(features_BDN).dtype)
-        codes_PC, steps_C = _codes(origin_PC[:, :dimensions] * corners, self.order_PC, len(features_BDN))
+        origin_PC, order_PC, weights_PC = _simplices(points_PD @ self.embedding_CD.T)
+        codes_PC, steps_C = _codes(origin_PC[:, :dimensions] * corners, order_PC, len(features_BDN))
         codes_E, entry_E = codes_PC.flatten().sort(stable=True)  # E entries: the corners of the points
         table_T, row_E, count_T = torch.unique_consecutive(codes_E, return_inverse=True, return_counts=True)
-        self.row_PC = torch.empty_like(row_E).scatter_(0, entry_E, row_E).view_as(codes_PC)
-        self.entry_E, self.point_E = entry_E, entry_E // corners
-        self.starts_T = count_T.cumsum(0) - count_T
-        self.neighbours = [_neighbours(table_T, step) for step in steps_C]
+        index = torch.int32 if len(codes_E) < 2**31 else torch.int64  # half the memory, which is most of a lattice's
+        self.order_PC = order_PC.to(torch.int8)
+        self.weights_PC = weights_PC.to(at_least_float32(features_BDN).dtype)
+        self.row_PC = torch.empty_like(row_E).scatter_(0, entry_E, row_E).view_as(codes_PC).to(index)
+        self.weights_E = self.weights_PC.flatten()[entry_E]
+        self.point_E = (entry_E // corners).to(index)
+        self.starts_T = (count_T.cumsum(0) - count_T).to(index)
+        self.neighbours = [_neighbours(table_T, step, index) for step in steps_C]
 
     @torch.compiler.disable
     def __call__(self, values_BVN: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ class Permutohedral:
 
     def splat(self, values_PV: Tensor) -> Tensor:
         """What the points give to the table: TV."""
-        weights_E = self.weights_PC.to(values_PV.dtype).flatten()[self.entry_E]
+        weights_E = self.weights_E.to(values_PV.dtype)
         return F.embedding_bag(self.point_E, values_PV, self.starts_T, mode="sum", per_sample_weights=weights_E)
 
     def blur(self, table_TV: Tensor, *, adjoint: bool = False) -> Tensor:
@@ -99,7 +102,7 @@ class Permutohedral:
         given_TV = self.blur(self.splat(gradient_PV), adjoint=True)
         weights_CP = [(gradient_PV * taken_TV[row_P] + values_PV * given_TV[row_P]).sum(1) for row_P in self.row_PC.unbind(1)]
         to_weights_PC = torch.stack(weights_CP, 1).double() * self.scale
-        to_places_PC = torch.zeros_like(to_weights_PC).scatter_(1, self.order_PC, to_weights_PC - to_weights_PC.roll(1, 1))
+        to_places_PC = torch.zeros_like(to_weights_PC).scatter_(1, self.order_PC.long(), to_weights_PC - to_weights_PC.roll(1, 1))
         to_places_PC /= to_places_PC.shape[1]  # weights are of places in units of C
         return _columns(to_places_PC @ self.embedding_CD, self.features_BDN).to(self.features_BDN.dtype)
 
@@ -199,7 +202,7 @@ def _wrapped(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
-def _neighbours(table_T: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def _neighbours(table_T: Tensor, step: int, index: torch.dtype) -> tuple[Tensor, Tensor]:
     """Of every row: the rows before, at and after it along an axis, and their weights, 0 where there is none."""
     own_T = torch.arange(len(table_T), device=table_T.device)
     goal_T = table_T + step
@@ -211,4 +214,4 @@ def _neighbours(table_T: Tensor, step: int) -> tuple[Tensor, Tensor]:
     row_T3 = torch.stack([before_T, own_T, after_T], 1)
     weights_T3 = torch.where(row_T3 == own_T[:, None], 0.0, 0.5)
     weights_T3[:, 1] = 1
-    return row_T3, weights_T3
+    return row_T3.to(index), weights_T3
