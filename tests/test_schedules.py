@@ -53,7 +53,14 @@ def child(with_parent: Path, project: Project) -> Project:
 
 def test_a_crf_is_fitted_on_a_frozen_unary(child: Project, capfd: pytest.CaptureFixture[str]) -> None:
     crf = CONV | {"compatibility": True, "dropout": 0}
-    add(child, "fit", crf=crf, freeze=UNARY, images=["train-000003", "train-000007"], train={"iterations": 5, "multipliers": {"crf.field": 10}})
+    add(
+        child,
+        "fit",
+        crf=crf,
+        freeze=UNARY,
+        images=["train-000003", "train-000007"],
+        train={"iterations": 5, "multipliers": {"crf.field": 10}},
+    )
     assert child.stage("finetune", "fit") == 0
     said = capfd.readouterr().err
     assert "not taken over: crf.field.appearance, crf.field.compatibility, crf.field.smoothness, crf.field.theta_beta" in said
