@@ -35,7 +35,7 @@ def prepare_block(device: torch.device) -> Mapping[str, Work]:
     cotangent_BCHW = torch.randn_like(features_BCHW)
 
     def work(gate_depth: int) -> Work:
-        block = AxialAttention(CHANNELS, KEYS, gate_depth, 128).to(device, memory_format=torch.channels_last)
+        block = AxialAttention(CHANNELS, KEYS, gate_depth, 128).to(device).to(memory_format=torch.channels_last)
         return lambda: torch.autograd.grad(block(features_BCHW), [features_BCHW, *block.parameters()], cotangent_BCHW)
 
     return {"ours": work(5), "plain axial attention": work(0)}
