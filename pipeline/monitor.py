@@ -91,12 +91,12 @@ class Monitor:
         """Whether the row of `step` finished steps is recorded."""
         return step % self.config.launch.log_every == 0 or step in (1, self.total)
 
-    def row(self, step: int, rate: float, terms: Mapping[str, float]) -> dict[str, float]:
-        """Record what step number `step` (from 1) found; returns the row."""
+    def row(self, step: int, rate: float, terms: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+        """Record what step number `step` (from 1) found, `more` beside the loss's terms; returns the row."""
         steps, clock = self.marked
         elapsed = max(time.monotonic() - clock, 1e-9)
         speed = (step - steps) / elapsed
-        values = {"step": step, "loss": sum(terms.values()), **terms, "lr": rate}
+        values = {"step": step, "loss": sum(terms.values()), **terms, "lr": rate, **more}
         timing = {
             "seconds": self.seconds,
             "steps_per_second": speed,

@@ -108,7 +108,7 @@ def fit(config: Config, training: Training, manifest: prepared.Prepared, monitor
             raise UserError(fault)
         terms = training.step(batch, number)
         if monitor.due(number + 1):
-            report(monitor.row(number + 1, optim.learning_rate(config.train, number), terms))
+            report(monitor.row(number + 1, optim.learning_rate(config.train, number), terms, training.scaling()))
         if (number + 1) % config.launch.save_every == 0 and number + 1 < config.train.iterations:
             on_rank_0(functools.partial(save, config, training, monitor, number + 1))
 
