@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from models.kernels.superpixels import segment_means, segments
 from models.reductions import all_gather, all_sum
 
 
@@ -204,33 +205,7 @@ def superpixel_mean(features_BCHW: Tensor, superpixels_BHW: Tensor) -> Tensor:
     """
     if superpixels_BHW.shape != features_BCHW.shape[:1] + features_BCHW.shape[2:]:
         raise ValueError(f"superpixels {tuple(superpixels_BHW.shape)} do not fit features {tuple(features_BCHW.shape)}")
-    labels_BHW = superpixels_BHW.long()
-    # Numbered from 0 without gaps, so that huge ids cost nothing; the image is part of a superpixel's identity.
-    _, compact_BHW = labels_BHW.clamp(min=-1).unique(return_inverse=True)
-    images_B11 = torch.arange(len(labels_BHW), device=labels_BHW.device)[:, None, None]
-    _, segments_BHW, counts_S = (compact_BHW * len(labels_BHW) + images_B11).unique(return_inverse=True, return_counts=True)
-    precise_BCHW = at_least_float32(features_BCHW)
-    shares_S = 1 / (counts_S.to(precise_BCHW.dtype) + 1e-5)
-    shares_BHW = shares_S[segments_BHW] * (labels_BHW >= 0)
-    return _SegmentMean.apply(precise_BCHW, segments_BHW, shares_BHW, len(counts_S)).to(features_BCHW.dtype)
-
-
-class _SegmentMean(Function):
-    """share_i * (sum over the segment of i). share is constant within a segment, so the operator is its own transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, segments_BHW: Tensor, shares_BHW: Tensor, count: int) -> Tensor:
-        ctx.save_for_backward(segments_BHW, shares_BHW)
-        ctx.count = count
-        index_N = segments_BHW.flatten()
-        rows_NC = x_BCHW.movedim(1, -1).flatten(0, 2)
-        sums_SC = rows_NC.new_zeros(count, rows_NC.shape[1]).index_add_(0, index_N, rows_NC)
-        means_NC = sums_SC[index_N].mul_(shares_BHW.flatten()[:, None])
-        return means_NC.view(*segments_BHW.shape, -1).movedim(-1, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _SegmentMean.apply(gradients[0], *ctx.saved_tensors, ctx.count), None, None, None
+    return segment_means(features_BCHW, segments(superpixels_BHW))
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

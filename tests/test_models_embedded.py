@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from models.crf.embedded import Embedded, MessagePassing, position_encoding, products, weighted_sum
+from models.crf.embedded import Embedded, MessagePassing
+from models.flops import declared
 
 REFERENCE = Path(__file__).parent / "reference" / "ecrf_a.npz"
 
@@ -109,12 +111,90 @@ def test_image_and_superpixels_come_at_their_own_size() -> None:
     torch.testing.assert_close(module(features, image, labels), literal(module, features, small, nearest))
 
 
-def test_the_two_operations_have_each_other_as_gradients() -> None:
-    a, b = (torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    weights = torch.randn(1, 9, 3, 4, dtype=torch.float64, requires_grad=True)
-    for function, inputs in ((weighted_sum, (a, weights)), (products, (a, b)), (lambda x, k, d: products(x, x, k, d), (a,))):
-        assert torch.autograd.gradcheck(lambda *x, f=function: f(*x, 3, 2), inputs)
-        assert torch.autograd.gradgradcheck(lambda *x, f=function: f(*x, 3, 2), inputs)
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 3), (3, 2), (5, 3)])
+@pytest.mark.parametrize("labels", ["none", "one", "own"])
+def test_small_maps_and_odd_superpixels(size: tuple[int, int], labels: str) -> None:
+    """Maps smaller than the dilation or as large; all -1, one superpixel, each pixel its own with huge ids."""
+    torch.manual_seed(3)
+    module = MessagePassing(3, dilation=3).double()
+    features = torch.randn(1, 3, *size, dtype=torch.float64, requires_grad=True)
+    image = torch.rand(1, 3, *size, dtype=torch.float64)
+    pixels = size[0] * size[1]
+    choices = {"none": torch.full((pixels,), -1), "one": torch.full((pixels,), 9), "own": 2**62 - torch.arange(pixels) * 2**40}
+    superpixels = choices[labels].view(1, *size)
+    inputs = [features, *module.parameters()]
+    ours, expected = module(features, image, superpixels), literal(module, features, image, superpixels)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+    for a, b in zip(*(torch.autograd.grad(form.square().sum(), inputs) for form in (ours, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_pairs_begin_as_a_convolution_of_both_features_does() -> None:
+    torch.manual_seed(4)
+    module = MessagePassing(50, compatibility="pair")
+    weight = module.compatibility_conv.weight
+    assert weight.shape == (1, 100, 1, 1)
+    assert 0.05 < weight.abs().max() <= 0.1  # 1 / sqrt(2 C)
+    with torch.no_grad():
+        weight[:, :50] = 0
+    plain = MessagePassing(50)
+    plain.load_state_dict(module.state_dict() | {"compatibility_conv.weight": weight[:, 50:]})
+    features, image = torch.randn(2, 50, 5, 6), torch.rand(2, 3, 20, 24)
+    labels = torch.randint(0, 4, (2, 5, 6))
+    torch.testing.assert_close(module(features, image, labels), plain(features, image, labels))
+
+
+@pytest.mark.parametrize("options", [{}, {"compatibility": "pair", "normalization": "absolute"}])
+def test_layouts_modes_and_compilation_change_nothing(options: dict[str, str]) -> None:
+    torch.manual_seed(5)
+    module = MessagePassing(6, **options).double()
+    features, image = torch.randn(2, 6, 9, 5, dtype=torch.float64), torch.rand(2, 3, 36, 20, dtype=torch.float64)
+    labels, cotangent = torch.randint(-1, 5, (2, 36, 20)), torch.randn(2, 6, 9, 5, dtype=torch.float64)
+
+    def values(form: nn.Module, x: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        output = form(x, image, labels)
+        return [output, *torch.autograd.grad((output * cotangent).sum(), [x, *module.parameters()])]
+
+    expected = values(module, features)
+    last = features.to(memory_format=torch.channels_last)
+    assert module(last, image, labels).is_contiguous(memory_format=torch.channels_last)
+    turned = features.transpose(2, 3).contiguous().transpose(2, 3)
+    compiled = torch.compile(module, backend="aot_eager")
+    for ours in (values(module, last), values(module, turned), values(compiled, features)):
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    with torch.inference_mode():
+        torch.testing.assert_close(module(features, image, labels), expected[0])
+    with torch.device("meta"):
+        shapes = MessagePassing(6, **options)(torch.empty(2, 6, 9, 5), torch.empty(2, 3, 36, 20), torch.empty(2, 36, 20, dtype=torch.int32))
+    assert shapes.shape == (2, 6, 9, 5)
+
+
+def test_second_derivatives_exist() -> None:
+    torch.manual_seed(6)
+    module = MessagePassing(2, embedding=2).double()
+    image, labels = torch.rand(1, 3, 3, 4, dtype=torch.float64), torch.randint(-1, 2, (1, 3, 4))
+    features = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: module(x, image, labels), features)
+
+
+def test_the_gradient_of_the_parameters_does_not_need_that_of_the_features() -> None:
+    module = MessagePassing(4)
+    features, image, labels = torch.randn(1, 4, 6, 6), torch.rand(1, 3, 6, 6), torch.zeros(1, 6, 6, dtype=torch.int32)
+    frozen = torch.autograd.grad(module(features, image, labels).square().sum(), list(module.parameters()))
+    whole = torch.autograd.grad(module(features.requires_grad_(), image, labels).square().sum(), list(module.parameters()))
+    for a, b in zip(frozen, whole, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_its_multiply_adds_are_declared() -> None:
+    """Nine of F for the messages, one for mu; nine of the colours, a metric of 3 x 3, and nine of the positions in one image."""
+    module, pixels = MessagePassing(8), 6 * 7
+    with torch.no_grad(), declared() as counts, FlopCounterMode(display=False) as counter:
+        module(torch.randn(2, 8, 6, 7), torch.rand(2, 3, 6, 7), torch.zeros(2, 6, 7, dtype=torch.int32))
+    expected = 2 * pixels * (2 * 8 * 9 + 2 * 8 + 2 * 3 * 9 + 2 * 9 + 32 * 9)
+    assert sum(counts) + counter.get_total_flops() == expected
 
 
 def test_each_half_switches_off_with_its_work() -> None:
@@ -139,19 +219,22 @@ def test_wrong_options_are_refused() -> None:
 
 def test_parameters_are_the_papers() -> None:
     assert sum(parameter.numel() for parameter in MessagePassing(512).parameters()) == 2656
-    encoding = position_encoding((3, 5), torch.zeros(1, dtype=torch.float64))
-    assert encoding.shape == (1, 64, 3, 5)
-    assert encoding[0, 1, 2, 4].item() == pytest.approx(math.cos(4))
-    assert encoding[0, 34, 2, 4].item() == pytest.approx(math.sin(2 / 10000 ** (2 / 32)))
+    assert sum(parameter.numel() for parameter in MessagePassing(7).parameters()) == 2144 + 7
 
 
-def test_sums_are_float32_under_autocast() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_are_float32_under_autocast(dtype: torch.dtype) -> None:
     arrays, module = reference()
-    features = arrays["features"].to(torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
+    features = arrays["features"].to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype):
         low = module(features, arrays["image"], arrays["superpixels"])
-    assert low.dtype == torch.bfloat16
-    assert torch.equal(low, module(features.float(), arrays["image"], arrays["superpixels"]).to(torch.bfloat16))
+    (gradient,) = torch.autograd.grad(low, features, arrays["cotangent"].to(dtype))
+    precise = features.detach().float().requires_grad_()
+    expected = module(precise, arrays["image"], arrays["superpixels"])
+    assert low.dtype == gradient.dtype == dtype
+    assert torch.equal(low, expected.to(dtype))
+    (expected_gradient,) = torch.autograd.grad(expected, precise, arrays["cotangent"].to(dtype).float())
+    assert (gradient - expected_gradient).abs().max() <= 2 * torch.finfo(dtype).eps * expected_gradient.abs().max()
 
 
 def test_no_copies_of_the_features_are_kept_for_the_gradient() -> None:

@@ -8,10 +8,16 @@ With features F, tokens f_i = [W_I I_i ; W_p PE_i] of the image and of the posit
 
 Where paper and released code differ we follow the code: no 1/Z_i, the centre belongs to G(i), mu depends on j alone (the paper's form is
 `compatibility: pair`), the weights 0.1 and 0.2 are fixed. Differently from the code, its largest superpixel counts as well.
-Nine shifted multiply-adds take the place of nine copies of F, and their gradient is written in the same two operations.
+
+Nine shifted multiply-adds take the place of nine copies of F (models/kernels/taps.py), and a sort that of a loop over superpixels
+(models/kernels/superpixels.py). F itself is the centre tap's weight of 1, so that one operation makes F*. Of the colours' 32 channels
+only the 3 x 3 matrix W_I' W_I is needed, and the positions' token is a function of x plus one of y. Small products are written as
+sums, as matrix products may be TF32 on CUDA.
 """
 
+import functools
 import math
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -19,6 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from models.flops import declare
+from models.kernels.superpixels import Segments, segments
+from models.kernels.taps import products, weighted_sum
 from models.layers import at_least_float32, classifier, resize, resize_nearest, size_of, superpixel_mean
 
 WAVES = 32  # channels that encode each coordinate
@@ -98,55 +107,70 @@ class MessagePassing(nn.Module):
 
         ValueError: superpixels are missing and superpixel_weight is not 0.
         """
-        labels_BHW = superpixels_Bhw if self.superpixel_weight != 0 else None
-        if self.superpixel_weight != 0 and labels_BHW is None:
-            raise ValueError("crf embedded needs superpixels: name a set of them, or set superpixel_weight: 0")
-        with torch.autocast(features_BCHW.device.type, enabled=False):
-            precise_BCHW = at_least_float32(features_BCHW)
-            result_BCHW = precise_BCHW
-            if labels_BHW is not None:
-                means_BCHW = superpixel_mean(precise_BCHW, resize_nearest(labels_BHW, size_of(features_BCHW)))
-                result_BCHW = result_BCHW + self.superpixel_weight * means_BCHW
+        labels_BHW = None
+        if self.superpixel_weight != 0:
+            if superpixels_Bhw is None:
+                raise ValueError("crf embedded needs superpixels: name a set of them, or set superpixel_weight: 0")
+            labels_BHW = resize_nearest(superpixels_Bhw, size_of(features_BCHW))
+        with nullcontext() if features_BCHW.is_meta else torch.autocast(features_BCHW.device.type, enabled=False):
             if self.pairwise_weight != 0:
-                result_BCHW = result_BCHW + self.messages(precise_BCHW, image_B3hw.to(precise_BCHW.dtype))
-        return result_BCHW.to(features_BCHW.dtype)
+                return self.exchange(features_BCHW, image_B3hw, labels_BHW)
+            if labels_BHW is None:
+                return features_BCHW
+            precise_BCHW = at_least_float32(features_BCHW)
+            return (precise_BCHW + self.superpixel_weight * superpixel_mean(precise_BCHW, labels_BHW)).to(features_BCHW.dtype)
 
-    def messages(self, features_BCHW: Tensor, image_B3hw: Tensor) -> Tensor:
-        """pairwise_weight * M, from features and image of one float type."""
+    def exchange(self, features_BCHW: Tensor, image_B3hw: Tensor, labels_BHW: Tensor | None) -> Tensor:
+        """F*, in one operation on F."""
         weights_BTHW = self.kernel(image_B3hw, features_BCHW) * self.compatibilities(features_BCHW)
         if self.normalization == "absolute":
             smallest = torch.finfo(weights_BTHW.dtype).tiny
             weights_BTHW = weights_BTHW / weights_BTHW.abs().sum(1, keepdim=True).clamp(min=smallest)
-        scale = self.pairwise_weight / (self.window[0] ** 2 if self.normalization == "count" else 1)
-        return weighted_sum(features_BCHW, weights_BTHW * scale, *self.window)
+        taps = weights_BTHW.shape[1]
+        own_T11 = (torch.arange(taps, device=weights_BTHW.device) == taps // 2)[:, None, None]
+        scale = self.pairwise_weight / (taps if self.normalization == "count" else 1)
+        found = None
+        if labels_BHW is not None:
+            index_BN, order_BN, starts_BM, shares_BS = segments(labels_BHW)
+            found = Segments(index_BN, order_BN, starts_BM, self.superpixel_weight * shares_BS)
+        declare(2 * taps * features_BCHW.numel())
+        return weighted_sum(features_BCHW, own_T11 + scale * weights_BTHW, *self.window, found)
 
     def kernel(self, image_B3hw: Tensor, features_BCHW: Tensor) -> Tensor:
         """k(i, j) for each tap j of each pixel i: BTHW. Its halves add up; that of the positions is the same in every image."""
-        size = size_of(features_BCHW)
-        colour_BEHW = self.image_conv(resize(image_B3hw, size))
-        place_1EHW = self.position_conv(position_encoding(size, features_BCHW))
-        return products(colour_BEHW, colour_BEHW, *self.window) + products(place_1EHW, place_1EHW, *self.window)
+        place_1EHW = self.places(features_BCHW)
+        colour_B3HW = resize(image_B3hw.to(place_1EHW.dtype), size_of(features_BCHW))
+        weight_E3 = self.image_conv.weight.flatten(1)
+        metric_33 = (weight_E3[:, :, None] * weight_E3[:, None, :]).sum(0)
+        measured_B3HW = (metric_33[:, :, None, None] * colour_B3HW[:, None]).sum(2)
+        declare(2 * self.window[0] ** 2 * (place_1EHW.numel() + colour_B3HW.numel()) + 2 * 3 * colour_B3HW.numel())
+        return products(measured_B3HW, colour_B3HW, *self.window) + products(place_1EHW, place_1EHW, *self.window)
+
+    def places(self, features_BCHW: Tensor) -> Tensor:
+        """W_p PE of each pixel, 1EHW in float32 at least: its channels are first those of x, then those of y."""
+        weights = self.position_conv.weight.flatten(1).chunk(2, dim=1)
+        x_EW, y_EH = (
+            (weight_EC[:, :, None] * waves(length, weight_EC)).sum(1)
+            for weight_EC, length in zip(weights, reversed(size_of(features_BCHW)), strict=True)
+        )
+        return (x_EW[:, None, :] + y_EH[:, :, None])[None]
 
     def compatibilities(self, features_BCHW: Tensor) -> Tensor:
         """mu(j), or mu(i, j), for each tap j of each pixel i: BTHW."""
-        weight_1C11 = self.compatibility_conv.weight
+        scores_BOHW = _Scores.apply(features_BCHW, self.compatibility_conv.weight.view(-1, features_BCHW.shape[1]))
+        if features_BCHW.is_cuda:  # elsewhere it is a convolution, which is counted
+            declare(2 * scores_BOHW.shape[1] * features_BCHW.numel())
         if self.compatibility == "neighbour":
-            return neighbours(torch.sigmoid(F.conv2d(features_BCHW, weight_1C11)), *self.window)
-        own_1C11, other_1C11 = weight_1C11.chunk(2, dim=1)
-        return torch.sigmoid(F.conv2d(features_BCHW, own_1C11) + neighbours(F.conv2d(features_BCHW, other_1C11), *self.window))
+            return neighbours(torch.sigmoid(scores_BOHW), *self.window)
+        own_B1HW, other_B1HW = scores_BOHW.chunk(2, dim=1)
+        return torch.sigmoid(own_B1HW + neighbours(other_B1HW, *self.window))
 
 
-def position_encoding(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Sines and cosines of x, then of y, interleaved, in whole pixels of the map: 1, 64, H, W."""
-    height, width = size
+def waves(length: int, like: Tensor) -> Tensor:
+    """Sines and cosines, interleaved, of the places 0, 1, ... length - 1 in whole pixels of the map: 32, length."""
     steps = torch.arange(0, WAVES, 2, device=like.device, dtype=like.dtype)
     frequencies = torch.exp(steps * (-math.log(10000.0) / WAVES))
-    x_CW, y_CH = (_waves(torch.arange(length, device=like.device, dtype=like.dtype), frequencies) for length in (width, height))
-    return torch.cat([x_CW[:, None, :].expand(-1, height, -1), y_CH[:, :, None].expand(-1, -1, width)])[None]
-
-
-def _waves(places_N: Tensor, frequencies: Tensor) -> Tensor:
-    angles = frequencies[:, None] * places_N
+    angles = frequencies[:, None] * torch.arange(length, device=like.device, dtype=like.dtype)
     return torch.stack([angles.sin(), angles.cos()], dim=1).flatten(0, 1)
 
 
@@ -156,84 +180,26 @@ def neighbours(map_B1HW: Tensor, kernel_size: int, dilation: int) -> Tensor:
     return taps_BTN.unflatten(-1, map_B1HW.shape[-2:])
 
 
-def weighted_sum(x_BCHW: Tensor, weights_BTHW: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """The sum over the taps t of weights_t(i) * x(i + offset_t), x being 0 outside: BCHW."""
-    return _WeightedSum.apply(x_BCHW, weights_BTHW, kernel_size, dilation)
-
-
-def products(a_BCHW: Tensor, b_BCHW: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """a(i) . b(i + offset_t) for each tap t, b being 0 outside: BTHW."""
-    return _Products.apply(a_BCHW, b_BCHW, kernel_size, dilation)
-
-
-class _WeightedSum(Function):
-    """Linear in x and in the weights; keeps both and no copy. The gradients are the two operations again."""
+class _Scores(Function):
+    """A 1x1 convolution to one or two channels in float32: of half precision nothing but the features themselves is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, weights_BTHW: Tensor, kernel_size: int, dilation: int) -> Tensor:
-        ctx.save_for_backward(x_BCHW, weights_BTHW)
-        ctx.window = kernel_size, dilation
-        total_BCHW = torch.zeros_like(x_BCHW)
-        for tap, here, there in _taps(x_BCHW.shape, kernel_size, dilation):
-            total_BCHW[here].addcmul_(weights_BTHW[:, tap : tap + 1][here], x_BCHW[there])
-        return total_BCHW
+    def forward(ctx: Any, features_BCHW: Tensor, weight_OC: Tensor) -> Tensor:
+        ctx.save_for_backward(features_BCHW, weight_OC)
+        if not features_BCHW.is_cuda:
+            return F.conv2d(features_BCHW.to(weight_OC.dtype), weight_OC[:, :, None, None])
+        return torch.stack([(features_BCHW * weight_C[:, None, None]).sum(1) for weight_C in weight_OC], dim=1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_BCHW = gradients[0]
-        x_BCHW, weights_BTHW = ctx.saved_tensors
-        to_x = weighted_sum(gradient_BCHW, _transposed(weights_BTHW, *ctx.window), *ctx.window) if ctx.needs_input_grad[0] else None
-        to_weights = products(gradient_BCHW, x_BCHW, *ctx.window) if ctx.needs_input_grad[1] else None
-        return to_x, to_weights, None, None
-
-
-class _Products(Function):
-    """Linear in a and in b; keeps both and no copy."""
-
-    @staticmethod
-    def forward(ctx: Any, a_BCHW: Tensor, b_BCHW: Tensor, kernel_size: int, dilation: int) -> Tensor:
-        ctx.save_for_backward(a_BCHW, b_BCHW)
-        ctx.window = kernel_size, dilation
-        batch, _, height, width = a_BCHW.shape
-        products_BTHW = a_BCHW.new_zeros(batch, kernel_size**2, height, width)
-        for tap, here, there in _taps(a_BCHW.shape, kernel_size, dilation):
-            products_BTHW[:, tap][here[:1] + here[2:]] = (a_BCHW[here] * b_BCHW[there]).sum(1)
-        return products_BTHW
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_BTHW = gradients[0]
-        a_BCHW, b_BCHW = ctx.saved_tensors
-        to_a = weighted_sum(b_BCHW, gradient_BTHW, *ctx.window) if ctx.needs_input_grad[0] else None
-        to_b = weighted_sum(a_BCHW, _transposed(gradient_BTHW, *ctx.window), *ctx.window) if ctx.needs_input_grad[1] else None
-        return to_a, to_b, None, None
-
-
-Place = tuple[slice, slice, slice, slice]
-
-
-def _taps(shape: torch.Size, kernel_size: int, dilation: int) -> list[tuple[int, Place, Place]]:
-    """(tap, pixels whose neighbour lies inside, these neighbours), row by row, for each tap that reaches any."""
-    height, width = shape[-2:]
-    found = []
-    for tap in range(kernel_size**2):
-        down, right = (dilation * (step - kernel_size // 2) for step in divmod(tap, kernel_size))
-        if abs(down) < height and abs(right) < width:
-            (rows, rows_there), (columns, columns_there) = _overlap(height, down), _overlap(width, right)
-            everything = slice(None)
-            found.append((tap, (everything, everything, rows, columns), (everything, everything, rows_there, columns_there)))
-    return found
-
-
-def _overlap(length: int, offset: int) -> tuple[slice, slice]:
-    """Places i and i + offset such that both lie in range(length)."""
-    start, stop = max(0, -offset), min(length, length - offset)
-    return slice(start, stop), slice(start + offset, stop + offset)
-
-
-def _transposed(weights_BTHW: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """The weights that send back what `weights` fetched: those of j towards i, at i."""
-    turned_BTHW = torch.zeros_like(weights_BTHW)
-    for tap, here, there in _taps(weights_BTHW.shape, kernel_size, dilation):
-        turned_BTHW[:, tap : tap + 1][here] = weights_BTHW.flip(1)[:, tap : tap + 1][there]
-    return turned_BTHW
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        features_BCHW, weight_OC = ctx.saved_tensors
+        gradient_BOHW = gradients[0]
+        to_features = to_weight = None
+        if ctx.needs_input_grad[0]:
+            shares = [gradient_BOHW[:, index, None] * weight_C[:, None, None] for index, weight_C in enumerate(weight_OC)]
+            to_features = functools.reduce(torch.add, shares).to(features_BCHW.dtype)
+        if ctx.needs_input_grad[1] and features_BCHW.is_cuda:
+            to_weight = torch.stack([(features_BCHW * part_BHW[:, None]).sum((0, 2, 3)) for part_BHW in gradient_BOHW.unbind(1)])
+        elif ctx.needs_input_grad[1]:
+            to_weight = torch.einsum("bohw,bchw->oc", gradient_BOHW, features_BCHW.to(gradient_BOHW.dtype))
+        return to_features, to_weight

@@ -1,1 +1,20 @@
 """GPU kernels in Triton, each beside the plain form that it must equal."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+plain = False  # true: the plain forms everywhere, to compare with
+
+
+def use_triton(x: Tensor) -> bool:
+    """Whether operations on `x` have a Triton kernel here."""
+    return x.is_cuda and not plain and _triton_works(x.device)
+
+
+@cache
+def _triton_works(device: torch.device) -> bool:
+    from torch.utils._triton import has_triton
+
+    return has_triton() and (torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0))
