@@ -28,6 +28,7 @@ CODE = (
     "models/backbone.py",
     "models/mit.py",
     "models/layers.py",
+    "models/attention.py",
     "models/decoder.py",
     "models/entropy.py",
     "models/reductions.py",

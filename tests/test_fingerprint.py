@@ -26,6 +26,12 @@ def test_the_code_that_dvc_watches_is_what_the_fingerprint_hashes(stage: str, ki
     assert all((ROOT / path).exists() for path in code)
 
 
+def test_no_shared_file_of_the_models_is_forgotten() -> None:
+    """models/flops.py only counts; heads, crf and losses are watched by the part that a run names."""
+    shared = {path.relative_to(ROOT).as_posix() for path in (ROOT / "models").glob("*.py")} - {"models/__init__.py", "models/flops.py"}
+    assert shared | {"models/filters", "models/kernels"} <= set(fingerprint.CODE)
+
+
 @pytest.mark.parametrize(("stage", "kind"), [("train", "methods"), ("finetune", "finetunes")])
 def test_the_parameters_that_dvc_watches_are_what_a_run_is_resolved_from(stage: str, kind: str) -> None:
     params = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["params"]
