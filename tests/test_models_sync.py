@@ -31,6 +31,7 @@ METHODS = {
     "attention": {"head": SimpleNamespace(name="attention", options={"width": 8, "key_width": 4})},
     "caa": {"head": SimpleNamespace(name="caa", options=CAA)},
     "channelised": {"head": SimpleNamespace(name="caa", options=CAA | {"attention": "full"}), "projection": "linear"},
+    "ksac": {"head": SimpleNamespace(name="ksac", options={"width": 8, "rates": [1, 2, 4], "low_level": 4})},
     "deeplab": {"head": DEEPLAB},
     "ecrf": {"head": DEEPLAB, "crf": SimpleNamespace(name="embedded", options={"dropout": 0.0, "embedding": 4})},
     "conv_crf": {"head": DEEPLAB, "crf": SimpleNamespace(name="conv", options=CONV)},

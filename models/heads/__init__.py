@@ -10,6 +10,7 @@ from models.heads.caa import CAA
 from models.heads.decoupled import Decoupled
 from models.heads.deeplab import DeepLab
 from models.heads.fcn import FCN
+from models.heads.ksac import KSAC
 from models.heads.psp import PSP
 from models.heads.segformer import SegFormer
 from models.heads.uper import UPer
@@ -36,6 +37,7 @@ HEADS: Mapping[str, Callable[..., Head]] = {
     "decoupled": Decoupled,
     "deeplab": DeepLab,
     "fcn": FCN,
+    "ksac": KSAC,
     "psp": PSP,
     "segformer": SegFormer,
     "uper": UPer,
