@@ -201,5 +201,6 @@ class _Scores(Function):
         if ctx.needs_input_grad[1] and features_BCHW.is_cuda:
             to_weight = torch.stack([(features_BCHW * part_BHW[:, None]).sum((0, 2, 3)) for part_BHW in gradient_BOHW.unbind(1)])
         elif ctx.needs_input_grad[1]:
-            to_weight = torch.einsum("bohw,bchw->oc", gradient_BOHW, features_BCHW.to(gradient_BOHW.dtype))
+            features_BNC = features_BCHW.to(gradient_BOHW.dtype).flatten(2).transpose(1, 2)
+            to_weight = (gradient_BOHW.flatten(2) @ features_BNC).sum(0)
         return to_features, to_weight
