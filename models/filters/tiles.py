@@ -1,7 +1,8 @@
 """Points in tiles of neighbours, and the pairs of tiles that are near enough to matter.
 
-A k-d split of the features orders the points: every tile is halved across its widest dimension until it is small. Tiles whose boxes
-are farther apart than `reach` are left out; the pairs that remain are found by halving pairs of tiles along with the tiles.
+A k-d split of the features orders the points: an image's are cut into up to 15 slabs across their widest dimension, so that no tile
+will be half empty, and these halved, each across its own, until they are tiles. Tiles whose boxes are farther apart than `reach` are
+left out; the pairs that remain are found by halving pairs along with the tiles.
 """
 
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TILE = 192  # the most points of a tile
+TILE = {"cpu": 160, "cuda": 64}  # the most points of a tile
 NARROW = 6.0  # half a box's diagonal up to which expanded squares keep float32's precision
 
 
@@ -40,7 +41,7 @@ class Tiles:
         tiles, _, size = self.offsets_TDn.shape
         batch, channels, _ = values_BVN.shape
         values_BVM = values_BVN.gather(2, self.source_BM[:, None].expand(-1, channels, -1)) * self.used_BM[:, None]
-        return values_BVM.view(batch, channels, tiles // max(batch, 1), size).transpose(1, 2).reshape(tiles, channels, size)
+        return values_BVM.view(batch, channels, tiles // max(batch, 1), size).transpose(1, 2).reshape(tiles, channels, size).contiguous()
 
     def scatter(self, values_TVn: Tensor) -> Tensor:
         """The points' values BVN from TVn."""
@@ -56,18 +57,20 @@ class Tiles:
 def build(features_BDN: Tensor, reach: float) -> Tiles:
     """Tiles of the points, and all pairs of tiles of one image whose boxes are at most `reach` apart."""
     batch, depth, count = features_BDN.shape
-    levels = math.ceil(math.log2(count / TILE)) if count > TILE else 0
-    tiles, size = 2**levels, math.ceil(count / 2**levels)
+    wanted = math.ceil(count / TILE.get(features_BDN.device.type, TILE["cuda"]))
+    levels = max(0, wanted.bit_length() - 4)
+    tiles = max(1, math.ceil(wanted / 2**levels)) * 2**levels
+    size = math.ceil(count / tiles)
     # Repeated points lie beside their originals, so that they widen no tile.
     source_M = torch.arange(tiles * size, device=features_BDN.device) * count // max(tiles * size, 1)
     used_M = source_M.diff(prepend=source_M.new_tensor([-1])) > 0
     points_BMD = features_BDN.mT.index_select(1, source_M)
     source_BM, used_BM = source_M.repeat(batch, 1), used_M.repeat(batch, 1)
-    for level in range(levels):
-        halves = batch * 2**level, tiles * size // 2**level
-        order_SM = _across_the_widest(points_BMD.reshape(*halves, depth))
-        points_BMD = points_BMD.reshape(*halves, depth).gather(1, order_SM[..., None].expand(-1, -1, depth))
-        source_BM, used_BM = (map_BM.view(halves).gather(1, order_SM) for map_BM in (source_BM, used_BM))
+    for pieces in [1, *(tiles // 2**level for level in range(levels, 0, -1))] if tiles > 1 else []:
+        parts = batch * pieces, tiles * size // pieces
+        order_SM = _across_the_widest(points_BMD.reshape(*parts, depth))
+        points_BMD = points_BMD.reshape(*parts, depth).gather(1, order_SM[..., None].expand(-1, -1, depth))
+        source_BM, used_BM = (map_BM.view(parts).gather(1, order_SM) for map_BM in (source_BM, used_BM))
     points_TDn = points_BMD.reshape(batch * tiles, size, depth).mT
     low_TD, high_TD = (points_TDn.amin(2), points_TDn.amax(2)) if count else (points_TDn.sum(2),) * 2
     centres_TD = (low_TD + high_TD) / 2
@@ -76,7 +79,7 @@ def build(features_BDN: Tensor, reach: float) -> Tiles:
     place_BN = source_BM.new_empty(batch, count + 1)
     places_BM = torch.arange(tiles * size, device=features_BDN.device).expand(batch, -1)
     place_BN.scatter_(1, source_BM.masked_fill(~used_BM, count), places_BM)
-    groups = _groups(low_TD, high_TD, levels, reach)
+    groups = _groups(low_TD, high_TD, batch, levels, reach)
     offsets_TDn = (points_TDn - centres_TD[..., None]).contiguous()
     return Tiles(offsets_TDn, centres_TD, source_BM, used_BM.to(features_BDN.dtype), place_BN[:, :count], groups)
 
@@ -88,9 +91,9 @@ def _across_the_widest(points_SMD: Tensor) -> Tensor:
     return along_SM.argsort(dim=1, stable=True)
 
 
-def _groups(low_TD: Tensor, high_TD: Tensor, levels: int, reach: float) -> tuple[Group, ...]:
+def _groups(low_TD: Tensor, high_TD: Tensor, batch: int, levels: int, reach: float) -> tuple[Group, ...]:
     """The near pairs (i, j), i < j, narrow and wide, and every tile with itself."""
-    first_P, second_P = _near_pairs(low_TD, high_TD, levels, reach)
+    first_P, second_P = _near_pairs(low_TD, high_TD, batch, levels, reach)
     apart_P = first_P != second_P
     first_P, second_P = first_P[apart_P], second_P[apart_P]
     narrow_T = (high_TD - low_TD).square().sum(1) <= (2 * NARROW) ** 2
@@ -103,20 +106,24 @@ def _groups(low_TD: Tensor, high_TD: Tensor, levels: int, reach: float) -> tuple
     )
 
 
-def _near_pairs(low_TD: Tensor, high_TD: Tensor, levels: int, reach: float) -> tuple[Tensor, Tensor]:
-    """The pairs i <= j of one image whose boxes are at most `reach` apart, from the pairs of their parents."""
+def _near_pairs(low_TD: Tensor, high_TD: Tensor, batch: int, levels: int, reach: float) -> tuple[Tensor, Tensor]:
+    """The pairs i <= j of one image whose boxes are at most `reach` apart: of the slabs, then from the pairs of their parents."""
     boxes = [(low_TD, high_TD)]
     for _ in range(levels):
         low_SD, high_SD = boxes[-1]
         boxes.append((low_SD.unflatten(0, (-1, 2)).amin(1), high_SD.unflatten(0, (-1, 2)).amax(1)))
-    first_P = second_P = torch.arange(len(boxes[-1][0]), device=low_TD.device)
-    for low_SD, high_SD in reversed(boxes[:-1]):
-        first_P, second_P = (
-            torch.cat([2 * first_P, 2 * first_P, 2 * first_P + 1, 2 * first_P + 1]),
-            torch.cat([2 * second_P, 2 * second_P + 1, 2 * second_P, 2 * second_P + 1]),
-        )
+    slabs = torch.arange(len(boxes[-1][0]), device=low_TD.device).view(batch, -1 if batch else 0)
+    first_P, second_P = (slabs.repeat_interleave(slabs.shape[1], 1).flatten(), slabs.repeat(1, slabs.shape[1]).flatten())
+    for level, (low_SD, high_SD) in enumerate(reversed(boxes)):
+        if level:
+            first_P, second_P = _halved(first_P, (0, 0, 1, 1)), _halved(second_P, (0, 1, 0, 1))
         gaps_PD = torch.maximum(low_SD[first_P] - high_SD[second_P], low_SD[second_P] - high_SD[first_P]).clamp_(min=0)
         near_P = (first_P <= second_P) & (gaps_PD.square().sum(1) <= reach**2)
         first_P, second_P = first_P[near_P], second_P[near_P]
     order_P = (first_P * len(low_TD) + second_P).argsort()  # neighbours in the list share tiles, which are then at hand
     return first_P[order_P], second_P[order_P]
+
+
+def _halved(tiles_P: Tensor, halves: tuple[int, ...]) -> Tensor:
+    """The numbers of the tiles' halves, each pair's four one after the other."""
+    return (2 * tiles_P[:, None] + tiles_P.new_tensor(halves)).flatten()
