@@ -77,13 +77,28 @@ def map_view(map_HW: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 def image_view(image: Image.Image, geometry: Geometry) -> Tensor:
     """What is seen of an RGB image: float32 [3, h, w] in [0, 1]."""
+    return unit(np.asarray(resized(image, geometry)), geometry.flip)
+
+
+def bands_view(image_3HW: np.ndarray, geometry: Geometry) -> Tensor:
+    """The same of the image's bands, each contiguous: Pillow reads no more of their memory than is seen, so they may be a file's."""
+    bands = [Image.frombuffer("L", band_HW.shape[::-1], band_HW, "raw", "L", 0, 1) for band_HW in image_3HW]
+    return unit(np.stack([np.asarray(resized(band, geometry)) for band in bands], axis=-1), geometry.flip)
+
+
+def resized(image: Image.Image, geometry: Geometry) -> Image.Image:
+    """What is seen of an image, or of one of its bands, not yet flipped."""
     (height, width), (scaled_height, scaled_width) = geometry.source, geometry.scaled
     down, right = height / scaled_height, width / scaled_width
     bottom, end = geometry.top + geometry.size[0], geometry.left + geometry.size[1]
     box = (geometry.left * right, geometry.top * down, min(end * right, width), min(bottom * down, height))
-    seen = image.resize(geometry.size[::-1], Image.Resampling.BILINEAR, box=box)
-    pixels_HW3 = np.asarray(seen)[:, ::-1] if geometry.flip else np.asarray(seen)
-    return torch.from_numpy(pixels_HW3.transpose(2, 0, 1).astype(np.float32)) / 255
+    return image.resize(geometry.size[::-1], Image.Resampling.BILINEAR, box=box)
+
+
+def unit(pixels_HW3: np.ndarray, flip: bool) -> Tensor:
+    """Bytes as float32 [3, h, w] in [0, 1], flipped where asked; the channels stay the innermost in memory: jitter rounds by layout."""
+    seen_HW3 = np.ascontiguousarray(pixels_HW3[:, ::-1]) if flip else pixels_HW3
+    return torch.from_numpy(seen_HW3.astype(np.float32)).div_(255).permute(2, 0, 1)
 
 
 def draw_jitter(rng: np.random.Generator, jitter: Jitter) -> list[tuple[str, float]]:
@@ -119,5 +134,5 @@ def padded_image(image_3HW: Tensor, crop: Pair, mean: tuple[float, float, float]
 def padded_map(map_HW: np.ndarray, crop: Pair, value: int) -> Tensor:
     """The map as int64, filled up at the bottom and the right to `crop` (height, width) with `value`."""
     canvas_HW = torch.full(crop, value, dtype=torch.int64)
-    canvas_HW[: map_HW.shape[0], : map_HW.shape[1]] = torch.from_numpy(map_HW)
+    canvas_HW[: map_HW.shape[0], : map_HW.shape[1]] = torch.from_numpy(map_HW.astype(np.int64))
     return canvas_HW

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import augment
+from pipeline import augment, decoded
 from pipeline.errors import UserError
 from pipeline.lifeline import die_with_parent
 from pipeline.prepared import Pair, Prepared, open_image, open_label, pairs
@@ -92,17 +92,18 @@ class RankSteps(Dataset):
 
     def sample(self, pair: Pair, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
         """One augmented pair: image [3, H, W], labels [H, W] and superpixels [H, W]."""
-        data = self.config.data
-        labels_HW = open_label(pair)
+        data, kept = self.config.data, self.config.launch.decoded
+        labels_HW = decoded.label(pair) if kept else open_label(pair)
         geometry = augment.draw_geometry(rng, labels_HW, data)
-        image_3HW = augment.image_view(open_image(pair), geometry)
+        seen = augment.bands_view(decoded.image(pair), geometry) if kept else augment.image_view(open_image(pair), geometry)
         if data.jitter is not None:
-            image_3HW = augment.adjusted(image_3HW, augment.draw_jitter(rng, data.jitter))
+            seen = augment.adjusted(seen, augment.draw_jitter(rng, data.jitter))
         superpixels = None
         if self.maps is not None:
-            superpixels = augment.padded_map(augment.map_view(self.maps.open(pair), geometry), data.crop, augment.NO_SUPERPIXEL)
+            map_HW = decoded.superpixels(self.maps, pair) if kept else self.maps.open(pair)
+            superpixels = augment.padded_map(augment.map_view(map_HW, geometry), data.crop, augment.NO_SUPERPIXEL)
         labels = augment.padded_map(augment.map_view(labels_HW, geometry), data.crop, augment.IGNORED)
-        return augment.padded_image(image_3HW, data.crop, self.mean), labels, superpixels
+        return augment.padded_image(seen, data.crop, self.mean), labels, superpixels
 
 
 @contextlib.contextmanager
@@ -126,6 +127,8 @@ def train_batches(
     """
     images = training_images(config, prepared)
     maps = None if config.superpixel_set is None else read_complete(config.superpixels, config.superpixel_set, images)
+    if config.launch.decoded:
+        decoded.refuse_small_disk(images, maps)
     if rank == 0:
         warn_of_padding(config, images)
     steps = RankSteps(config, images, maps, share(config.train, rank, world), mean)

@@ -134,6 +134,7 @@ class Launch:
     processes: Positive = 1  # one for each device
     threads: Positive | None = None  # of each process; null: the cores divided by the processes
     workers: Whole = 1  # data workers of each process
+    decoded: bool = False  # whether training images are kept decoded in the store, and read from there
     save_every: Positive = 200  # steps between checkpoints
     keep: Positive = 2  # checkpoints kept
     log_every: Positive = 10  # steps between records
