@@ -1,11 +1,16 @@
 """The exact filter against all pairs of points in float64: values, gradients, what is skipped, and what is kept in memory."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from models import kernels
 from models.filters import tiles
 from models.filters.exact import Exact
 from models.filters.precision import full_precision, product
@@ -145,21 +150,77 @@ def test_a_product_broadcasts_and_leaves_the_settings_alone() -> None:
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
+INTERPRETED = """
+import torch
+from models.filters import exact, tiles
+from models.flops import declared
+from models.kernels import gaussian
+
+tiles.TILE["cpu"] = 24
+torch.manual_seed(0)
+cases = [(2, 5, 45, 37, 4.0), (1, 2, 60, 3, 30.0), (1, 1, 1, 1, 1.0), (0, 5, 30, 2, 1.0), (1, 5, 0, 2, 1.0)]
+for batch, depth, count, channels, spread in cases:
+    found = tiles.build(torch.randn(batch, depth, count) * spread, 8.0)
+    values, gradient = (found.gather(torch.randn(batch, channels, count)) for _ in range(2))
+    with declared() as flops:
+        ours = [gaussian.filtered(found, gradient), gaussian.pulls(found, values, gradient) / exact.TO_BASE_2]
+    expected = [exact._filtered(found, gradient), exact._gradients(found, values, gradient)[1]]
+    for a, b in zip(ours, expected):
+        assert a.shape == b.shape
+        assert not b.numel() or (a - b).abs().max() <= 3e-6 * b.abs().max(), (depth, count)
+    size = found.offsets_TDn.shape[2]
+    assert sum(flops) == 2 * len(found.neighbours[1]) * size**2 * (3 * channels + 3 * depth)
+print("equal")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+def test_triton_kernels_equal_the_plain_form_in_the_interpreter() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "equal\n", done.stderr
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_triton_kernels_compile_ahead_of_time(capability: int) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from models.kernels import gaussian
+
+    shape = {"DEPTH": 5, "COLUMNS": 8, "BLOCK": 64, "CHANNELS": 32}
+    types = {"starts": "*i32", "neighbours": "*i32", "channels": "i32", "size": "i32"}
+    for kernel in (gaussian.filter_kernel, gaussian.pull_kernel):
+        fixed = {name: value for name, value in shape.items() if name in kernel.arg_names}
+        signature = {name: "constexpr" if name in fixed else types.get(name, "*fp32") for name in kernel.arg_names}
+        compiled = triton.compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", capability, 32))
+        assert compiled.asm["cubin"]
+        assert "tf32" not in compiled.asm["ptx"]
+
+
 @pytest.mark.gpu
-def test_cuda_equals_the_cpu() -> None:
-    features, values = points(2, 5, 3000, 4.0, torch.float32)
-    cotangent = torch.randn_like(values)
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(("batch", "depth", "count", "channels"), [(2, 5, 3000, 21), (1, 2, 1000, 70), (1, 5, 1, 1)])
+def test_cuda_equals_the_cpu(plain: bool, batch: int, depth: int, count: int, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "plain", plain)
+    torch.manual_seed(0)
+    features = (4 * torch.randn(batch, depth, count)).requires_grad_()
+    values, cotangent = torch.randn(batch, channels, count, requires_grad=True), torch.randn(batch, channels, count)
     expected = literal(features.double(), values.double())
     wanted = torch.autograd.grad((expected * cotangent).sum(), (features, values))
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
         for context in (torch.autocast("cuda", enabled=False), torch.autocast("cuda", torch.bfloat16)):
-            moved = [tensor.detach().cuda().requires_grad_() for tensor in (features, values)]
-            with context:
-                ours = torch.compile(lambda f, v: Exact(f)(v))(*moved)
-            found = torch.autograd.grad((ours * cotangent.cuda()).sum(), moved)
-            for a, b in ((ours, expected), *zip(found, wanted, strict=True)):
-                assert (a.cpu() - b).abs().max() <= 1e-5 * b.abs().max()
+            for function in (lambda f, v: Exact(f)(v), torch.compile(lambda f, v: Exact(f)(v))):
+                moved = [tensor.detach().cuda().requires_grad_() for tensor in (features, values)]
+                with context:
+                    ours = function(*moved)
+                found = torch.autograd.grad((ours * cotangent.cuda()).sum(), moved)
+                for a, b in ((ours, expected), *zip(found, wanted, strict=True)):
+                    assert (a.cpu() - b).abs().max() <= 1e-5 * b.abs().max().clamp(min=1e-3)
     finally:
         torch.set_float32_matmul_precision(before)

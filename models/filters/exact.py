@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from models.filters.precision import full_precision
 from models.filters.tiles import Tiles, build
+from models.kernels import use_triton
 from models.layers import at_least_float32
 
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}  # kernel values held at once
@@ -69,6 +70,10 @@ class _Filter(Function):
 
 
 def _filtered(tiles: Tiles, values_TVn: Tensor) -> Tensor:
+    if _has_kernel(values_TVn):
+        from models.kernels import gaussian
+
+        return gaussian.filtered(tiles, values_TVn)
     total_TVn = torch.zeros_like(values_TVn)
     for first_P, second_P, mirrored, kernel_Pnn, _, _ in _blocks(tiles):
         total_TVn.index_add_(0, first_P, torch.bmm(values_TVn.index_select(0, second_P), kernel_Pnn.mT))
@@ -79,6 +84,11 @@ def _filtered(tiles: Tiles, values_TVn: Tensor) -> Tensor:
 
 def _gradients(tiles: Tiles, values_TVn: Tensor, gradient_TVn: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients to the values, and to the features: sum over j of K_ij (g_i . v_j + g_j . v_i) (f_j - f_i)."""
+    if _has_kernel(values_TVn):
+        from models.kernels import gaussian
+
+        to_features_TDn = gaussian.pulls(tiles, values_TVn, gradient_TVn) / TO_BASE_2
+        return gaussian.filtered(tiles, gradient_TVn), to_features_TDn
     both_T2Vn, crossed_T2Vn = torch.cat([gradient_TVn, values_TVn], 1), torch.cat([values_TVn, gradient_TVn], 1)
     to_values_TVn, to_features_TDn = torch.zeros_like(values_TVn), torch.zeros_like(tiles.offsets_TDn)
     for first_P, second_P, mirrored, kernel_Pnn, x_PEn, y_PEn in _blocks(tiles):
@@ -90,6 +100,10 @@ def _gradients(tiles: Tiles, values_TVn: Tensor, gradient_TVn: Tensor) -> tuple[
         if mirrored:
             to_features_TDn.index_add_(0, second_P, _pull(x_PEn, y_PEn, kernel_Pnn))
     return to_values_TVn, to_features_TDn / TO_BASE_2
+
+
+def _has_kernel(values_TVn: Tensor) -> bool:
+    return values_TVn.dtype == torch.float32 and use_triton(values_TVn)
 
 
 def _pull(from_PDn: Tensor, to_PDn: Tensor, weights_Pnn: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ left out; the pairs that remain are found by halving pairs along with the tiles.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TILE = {"cpu": 160, "cuda": 64}  # the most points of a tile
@@ -35,6 +37,16 @@ class Tiles:
     used_BM: Tensor  # 0 where a place repeats a point, else 1
     place_BN: Tensor  # the place of each point
     groups: tuple[Group, ...]
+
+    @cached_property
+    def neighbours(self) -> tuple[Tensor, Tensor]:
+        """(starts_T, tiles_E): those near tile t, itself among them, are tiles_E[starts_T[t] : starts_T[t + 1]]; int32."""
+        back = [(group.second_P, group.first_P) for group in self.groups if group.mirrored]
+        pairs = [(group.first_P, group.second_P) for group in self.groups] + back
+        first_E, second_E = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        order_E = (first_E * len(self.centres_TD) + second_E).argsort()
+        counts_T = first_E.bincount(minlength=len(self.centres_TD))
+        return F.pad(counts_T.cumsum(0), (1, 0)).int(), second_E[order_E].int()
 
     def gather(self, values_BVN: Tensor) -> Tensor:
         """Values of the points as TVn, 0 in unused places."""
@@ -81,7 +93,7 @@ def build(features_BDN: Tensor, reach: float) -> Tiles:
     place_BN.scatter_(1, source_BM.masked_fill(~used_BM, count), places_BM)
     groups = _groups(low_TD, high_TD, batch, levels, reach)
     offsets_TDn = (points_TDn - centres_TD[..., None]).contiguous()
-    return Tiles(offsets_TDn, centres_TD, source_BM, used_BM.to(features_BDN.dtype), place_BN[:, :count], groups)
+    return Tiles(offsets_TDn, centres_TD.contiguous(), source_BM, used_BM.to(features_BDN.dtype), place_BN[:, :count], groups)
 
 
 def _across_the_widest(points_SMD: Tensor) -> Tensor:
