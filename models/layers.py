@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from models.kernels.superpixels import segment_means, segments
-from models.reductions import all_gather, all_sum
+from models.reductions import all_gather, all_sum, world_size
 
 
 class Output(NamedTuple):
@@ -253,15 +253,16 @@ class _GlobalNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        pixels = x_BCHW.numel() // x_BCHW.shape[1]
+        if pixels * world_size() < 2:  # known without the others' counts, on which a compiled network could not branch
+            raise ValueError("batch norm needs more than one value per channel over all ranks")
         precise_BCHW = at_least_float32(x_BCHW)
         local_variance_C, local_mean_C = torch.var_mean(precise_BCHW, (0, 2, 3), correction=0)
-        local_count_1 = local_mean_C.new_tensor([x_BCHW.numel() // x_BCHW.shape[1]])
+        local_count_1 = local_mean_C.new_tensor([pixels])
         parts_R = all_gather(torch.cat([local_mean_C, local_variance_C, local_count_1]))
         means_RC, variances_RC = parts_R[:, :-1].chunk(2, dim=1)
         counts_R1 = parts_R[:, -1:]
         count = counts_R1.sum()
-        if count < 2:
-            raise ValueError("batch norm needs more than one value per channel over all ranks")
         # The ranks' moments combined about the global mean: nothing is lost as in E[x^2] - E[x]^2.
         mean_C = (counts_R1 * means_RC).sum(0) / count
         variance_C = (counts_R1 * (variances_RC + (means_RC - mean_C).square())).sum(0) / count
