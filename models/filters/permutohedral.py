@@ -12,7 +12,8 @@ elsewhere is lost. Differently from it the scale makes the response to evenly de
 density; the released 1 / (1 + 2^-D) gives 0.88 of that for D = 2 and 0.71 for D = 5. An image's points are thin in five dimensions:
 what is lost leaves 0.8 to 0.9 of the exact sums. Normalised by its own sums a filter has no scale.
 
-All corners are rows of one table, found by sorting integers; each step is one weighted sum of rows.
+All corners are rows of one table, found by sorting integers; each step is one weighted sum of rows. The gradient to the features is that
+of the barycentric weights: exact for the lattice, a crude one for the kernel, so that bandwidths learn better on the exact filter.
 """
 
 import math
