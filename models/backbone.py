@@ -101,12 +101,19 @@ def _create(name: str, output_stride: int, pretrained: bool) -> nn.Module:
     if largest != output_stride:
         raise ValueError(f"backbone {name!r} has stride {largest}, not output_stride {output_stride}")
     if not pretrained:
-        return network
+        return _channels_first(network)
     _notice_missing_network()
     try:
-        return timm.create_model(name, pretrained=True, features_only=True, **stride)
+        return _channels_first(timm.create_model(name, pretrained=True, features_only=True, **stride))
     except Exception as error:  # whatever the hub's client, the network or timm raises
         raise _not_downloaded(name, error) from None
+
+
+def _channels_first(network: nn.Module) -> nn.Module:
+    """The extractor, whose stages some families give as BHWC; HRNet's and EfficientNet's do not say, and give BCHW."""
+    if getattr(network, "output_fmt", "NCHW") == "NHWC":
+        network.register_forward_hook(lambda *call: [stage_BHWC.permute(0, 3, 1, 2) for stage_BHWC in call[-1]])
+    return network
 
 
 def _create_mit(name: str, output_stride: int, pretrained: bool) -> nn.Module:

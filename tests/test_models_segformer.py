@@ -231,10 +231,10 @@ def test_any_size_is_segmented_and_batches_do_not_matter(head: str, size: tuple[
             torch.testing.assert_close(network(image).logits_BKhw.float(), logits, rtol=0.1, atol=0.03)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "pvt_v2_b0", "convnext_atto"])
+@pytest.mark.parametrize("name", ["test_resnet", "pvt_v2_b0", "convnext_atto", "mambaout_femto"])
 @pytest.mark.parametrize("head", [SegFormer, UPer])
 def test_any_pyramid_serves(name: str, head: Any) -> None:
-    """At odd sizes some backbones round down and some up."""
+    """At odd sizes some backbones round down and some up; some have their channels last."""
     network = backbone.build(name, 32).eval()
     channels, strides = backbone.shape(network)
     built = head(channels, strides, 3, width=8).eval()
