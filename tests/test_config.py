@@ -53,27 +53,30 @@ def drop(path: str) -> Edit:
 MISTAKES = {
     "unknown section": (put("trian", {}), ["trian is unknown", "did you mean train"]),
     "unknown key": (put("train.learning_rate", 1), ["train.learning_rate is unknown", "known:", "weight_decay"]),
-    "unknown override": (put("methods.fcn.train", {"iteration": 3}), ["methods.fcn.train.iteration is unknown", "did you mean iterations"]),
+    "unknown override": (
+        put("methods.deeplab.train", {"iteration": 3}),
+        ["methods.deeplab.train.iteration is unknown", "did you mean iterations"],
+    ),
     "wrong type": (put("train.lr", "fast"), ["train.lr", "'fast'"]),
     "negative": (put("train.iterations", -1), ["train.iterations", "-1"]),
     "not a number": (put("train.lr", float("nan")), ["train.lr"]),
     "missing": (drop("train.iterations"), ["train.iterations is missing"]),
     "missing section": (drop("backbone"), ["backbone is missing"]),
     "unknown set": (put("methods.ecrf.superpixels", "slick"), ["methods.ecrf.superpixels", "'slick'", "did you mean slic"]),
-    "part without name": (put("methods.fcn.head", {"width": 3}), ["methods.fcn.head", "name"]),
-    "unknown run": (put("evaluations.fcn.of", "fnc"), ["evaluations.fcn.of", "did you mean fcn"]),
+    "part without name": (put("methods.deeplab.head", {"width": 3}), ["methods.deeplab.head", "name"]),
+    "unknown run": (put("evaluations.ecrf.of", "ekrf"), ["evaluations.ecrf.of", "did you mean ecrf"]),
     "scale reversed": (put("data.scale", [2, 1]), ["data.scale"]),
     "slide without window": (put("evaluate.mode", "slide"), ["window"]),
     "no seeds": (put("train.seeds", []), ["train.seeds"]),
     "twice the same seed": (put("train.seeds", [1, 1]), ["twice"]),
-    "batch does not divide": (put("train.accumulate", 3), ["batch_size 8", "does not divide", "3"]),
-    "method that is a list": (put("methods.fcn", [1]), ["methods.fcn", "mapping"]),
+    "batch does not divide": (put("train.accumulate", 3), ["batch_size 4", "does not divide", "3"]),
+    "method that is a list": (put("methods.deeplab", [1]), ["methods.deeplab", "mapping"]),
     "name of a folder": (put("methods.../x", {}), ["methods"]),
     "unknown profile": (put("launch", "slrum"), ["'slrum'", "known: ", "local"]),
     "finetune without from": (put("finetunes.more", {"head": {"name": "fcn"}}), ["finetunes.more.from is missing"]),
     "finetune named as a method": (
-        lambda raw: raw["finetunes"].update({"fcn": {**raw["methods"]["fcn"], "from": "runs/fcn/weights"}}),
-        ["fcn is both a method and a finetune"],
+        lambda raw: raw["finetunes"].update({"deeplab": {**raw["methods"]["deeplab"], "from": "runs/deeplab/weights"}}),
+        ["deeplab is both a method and a finetune"],
     ),
 }
 
@@ -82,7 +85,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_that_names_the_key(mistake: str, write: Callable[[Edit], Path]) -> None:
     edit, words = MISTAKES[mistake]
     if mistake == "name of a folder":
-        edit = lambda raw: raw["methods"].update({"../x": raw["methods"]["fcn"]})  # noqa: E731
+        edit = lambda raw: raw["methods"].update({"../x": raw["methods"]["deeplab"]})  # noqa: E731
     with pytest.raises(UserError) as caught:
         config.load(write(edit))
     message = str(caught.value)
@@ -102,16 +105,16 @@ def test_not_yaml_and_absent_are_one_line(workspace: Path) -> None:
 
 def test_overrides_are_merged_and_null_switches_off(write: Callable[[Edit], Path]) -> None:
     def edit(raw: dict[str, Any]) -> None:
-        raw["methods"]["fcn"].update(train={"lr": 0.5}, auxiliary=None, backbone={"output_stride": 8})
-        raw["evaluations"]["fcn"]["scales"] = [1.0]
+        raw["methods"]["ecrf"].update(train={"lr": 0.5}, auxiliary=None, backbone={"output_stride": 8})
+        raw["evaluations"]["ecrf"]["scales"] = [1.0]
 
     params = config.load(write(edit))
-    fcn, deeplab = params.methods["fcn"], params.methods["deeplab"]
-    assert (fcn.train.lr, fcn.train.iterations) == (0.5, deeplab.train.iterations)
-    assert fcn.auxiliary is None
+    ecrf, deeplab = params.methods["ecrf"], params.methods["deeplab"]
+    assert (ecrf.train.lr, ecrf.train.iterations) == (0.5, deeplab.train.iterations)
+    assert ecrf.auxiliary is None
     assert deeplab.auxiliary is not None
-    assert (fcn.backbone.output_stride, fcn.backbone.name) == (8, deeplab.backbone.name)
-    assert params.evaluations["fcn"].scales == (1.0,)
+    assert (ecrf.backbone.output_stride, ecrf.backbone.name) == (8, deeplab.backbone.name)
+    assert params.evaluations["ecrf"].scales == (1.0,)
     assert len(params.evaluations["deeplab"].scales) == 3
 
 
@@ -124,7 +127,7 @@ def test_the_environment_names_the_profile(write: Callable[[Edit], Path], monkey
     path = write(lambda raw: None)
     Path("two.yaml").write_text("backend: local\nprocesses: 2\n")
     monkeypatch.setenv("LAUNCH", "two.yaml")
-    assert config.load(path).methods["fcn"].launch.processes == 2
+    assert config.load(path).methods["deeplab"].launch.processes == 2
     monkeypatch.setenv("LAUNCH", "nowhere")
     with pytest.raises(UserError, match="'nowhere'"):
         config.load(path)
