@@ -144,7 +144,7 @@ MINIATURES: dict[str, tuple[Callable[[Path], list[Path]], dict[str, list[str]], 
     "bdd100k": (bdd100k, {"train": ["a-1"], "val": ["b-2"]}, [0, 18, V]),
     "voc2012": (voc2012, {"train": ["2007_000032", "2008_000002", "2008_000003"], "val": ["2007_000033", "2008_000007"]}, [0, 20, V]),
     "pascal_context": (pascal_context, {"train": ["2008_000008"], "val": ["2008_000002"]}, [V, 0, 58, V, V]),
-    "cocostuff10k": (cocostuff10k, {"train": ["COCO_train2014_000000000077"], "test": ["COCO_train2014_000000000825"]}, [V, 0, 170]),
+    "cocostuff10k": (cocostuff10k, {"train": ["COCO_train2014_000000000077"], "val": ["COCO_train2014_000000000825"]}, [V, 0, 170]),
     "cocostuff164k": (cocostuff164k, {"train": ["000000000009"], "val": ["000000000139"]}, [V, 0, 170]),
 }
 

@@ -1,4 +1,4 @@
-"""COCO-Stuff 10k, v1.1: 9,000 training and 1,000 test images, 171 classes of things and stuff.
+"""COCO-Stuff 10k, v1.1: 9,000 training and 1,000 validation images, 171 classes of things and stuff.
 
 Caesar, Uijlings and Ferrari, COCO-Stuff: Thing and Stuff Classes in Context, CVPR 2018. Labels are .mat files whose `S` holds ids from
 1, and 0 for unlabelled pixels. Published scores are on `test`.
@@ -15,13 +15,15 @@ from pipeline.datasets.cocostuff164k import NAMES, STUFF
 from pipeline.masks import looked_up, matlab_ids
 from pipeline.palette import distinct
 
+LISTS = {"train": "imageLists/train.txt", "val": "imageLists/test.txt"}
+
 
 class COCOStuff10k:
     """The dataset's archive, classes and pairs."""
 
     classes = tuple(NAMES.values())
     palette = distinct(len(classes))
-    splits = ("train", "test")
+    splits = tuple(LISTS)
     archives = (Archive(name="cocostuff-10k-v1.1.zip", urls=(f"{STUFF}/cocostuff-10k-v1.1.zip",), note="about 2.0 GB"),)
 
     def __init__(self, root: Path) -> None:
@@ -29,12 +31,12 @@ class COCOStuff10k:
 
     def sources(self, folder: Path) -> Sequence[Source]:
         """Every listed image."""
-        top = top_of(folder, ["imageLists/train.txt", "imageLists/test.txt", "images", "annotations"], "COCO-Stuff 10k v1.1")
+        top = top_of(folder, [*LISTS.values(), "images", "annotations"], "COCO-Stuff 10k v1.1")
         images, labels = by_stem(top / "images"), by_stem(top / "annotations")
         return [
             Source(split, name, images.get(name, top / f"images/{name}.jpg"), labels.get(name, top / f"annotations/{name}.mat"))
-            for split in self.splits
-            for name in lines_of(top / f"imageLists/{split}.txt")
+            for split, path in LISTS.items()
+            for name in lines_of(top / path)
         ]
 
     def label(self, path: Path) -> np.ndarray:
