@@ -112,8 +112,13 @@ def _create(name: str, output_stride: int, pretrained: bool) -> nn.Module:
 def _channels_first(network: nn.Module) -> nn.Module:
     """The extractor, whose stages some families give as BHWC; HRNet's and EfficientNet's do not say, and give BCHW."""
     if getattr(network, "output_fmt", "NCHW") == "NHWC":
-        network.register_forward_hook(lambda *call: [stage_BHWC.permute(0, 3, 1, 2) for stage_BHWC in call[-1]])
+        network.register_forward_hook(_turned)
     return network
+
+
+def _turned(module: nn.Module, inputs: Any, stages: list[Tensor]) -> list[Tensor]:
+    """A forward hook: BHWC to BCHW."""
+    return [stage_BHWC.permute(0, 3, 1, 2) for stage_BHWC in stages]
 
 
 def _create_mit(name: str, output_stride: int, pretrained: bool) -> nn.Module:
