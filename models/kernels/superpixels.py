@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.kernels import use_triton
 
-CHANNELS = 16  # of one block on a CPU: its sums and pixels stay in the cache
+CHANNELS = 64  # of one block on a CPU: its sums and pixels stay in the cache
 
 
 class Segments(NamedTuple):

@@ -21,7 +21,7 @@ from torch import Tensor
 from models.kernels import use_triton
 from models.kernels.superpixels import Segments, add_segment_means
 
-BLOCK = 2**18  # numbers of one block of a map: 1 MiB
+BLOCK = 2**20  # numbers of one block of a map: 4 MiB, few enough blocks for threads that wait for one another
 
 
 def weighted_sum(x_BCHW: Tensor, weights_BTHW: Tensor, kernel_size: int, dilation: int, segments: Segments | None = None) -> Tensor:
