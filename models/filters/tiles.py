@@ -1,6 +1,6 @@
 """Points in tiles of neighbours, and the pairs of tiles that are near enough to matter.
 
-A k-d split of the features orders the points: an image's are cut into up to 15 slabs across their widest dimension, so that no tile
+A k-d split of the features orders the points: an image's are cut into up to 31 slabs across their widest dimension, so that no tile
 will be half empty, and these halved, each across its own, until they are tiles. Tiles whose boxes are farther apart than `reach` are
 left out; the pairs that remain are found by halving pairs along with the tiles.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE = {"cpu": 160, "cuda": 64}  # the most points of a tile
+TILE = {"cpu": 128, "cuda": 64}  # points of a tile: products of other sizes take up to five times as long
 NARROW = 6.0  # half a box's diagonal up to which expanded squares keep float32's precision
 
 
@@ -69,10 +69,12 @@ class Tiles:
 def build(features_BDN: Tensor, reach: float) -> Tiles:
     """Tiles of the points, and all pairs of tiles of one image whose boxes are at most `reach` apart."""
     batch, depth, count = features_BDN.shape
-    wanted = math.ceil(count / TILE.get(features_BDN.device.type, TILE["cuda"]))
-    levels = max(0, wanted.bit_length() - 4)
-    tiles = max(1, math.ceil(wanted / 2**levels)) * 2**levels
-    size = math.ceil(count / tiles)
+    size = TILE.get(features_BDN.device.type, TILE["cuda"])
+    wanted = max(1, math.ceil(count / size))
+    levels = max(0, wanted.bit_length() - 5)
+    tiles = math.ceil(wanted / 2**levels) * 2**levels
+    if tiles == 1:
+        size = count
     # Repeated points lie beside their originals, so that they widen no tile.
     source_M = torch.arange(tiles * size, device=features_BDN.device) * count // max(tiles * size, 1)
     used_M = source_M.diff(prepend=source_M.new_tensor([-1])) > 0
