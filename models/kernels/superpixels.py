@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.kernels import use_triton
 
-CHANNELS = 64  # of one block on a CPU: its sums and pixels stay in the cache
+CHANNELS = 64  # of one thread's share of a block on a CPU: its sums and pixels stay in the cache
 
 
 class Segments(NamedTuple):
@@ -103,8 +103,9 @@ def _table(x_CN: Tensor, index_N: Tensor, shares_S: Tensor) -> Tensor:
 
 
 def _add_by_channels(total_CN: Tensor, x_CN: Tensor, index_N: Tensor, shares_S: Tensor) -> None:
-    """For one image whose pixels lie side by side, a few channels at a time."""
-    for total_cN, x_cN in zip(total_CN.split(CHANNELS), x_CN.split(CHANNELS), strict=True):
+    """For one image whose pixels lie side by side, some channels at a time."""
+    channels = CHANNELS * torch.get_num_threads()
+    for total_cN, x_cN in zip(total_CN.split(channels), x_CN.split(channels), strict=True):
         index_cN = index_N.expand(len(x_cN), -1)
         sums_cS = total_cN.new_zeros(len(x_cN), len(shares_S)).scatter_add_(1, index_cN, x_cN.to(total_cN.dtype))
         total_cN.add_(sums_cS.mul_(shares_S).index_select(1, index_N))

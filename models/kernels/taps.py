@@ -21,7 +21,7 @@ from torch import Tensor
 from models.kernels import use_triton
 from models.kernels.superpixels import Segments, add_segment_means
 
-BLOCK = 2**20  # numbers of one block of a map: 4 MiB, few enough blocks for threads that wait for one another
+BLOCK = 2**20  # numbers of one thread's share of a block: 4 MiB
 
 
 def weighted_sum(x_BCHW: Tensor, weights_BTHW: Tensor, kernel_size: int, dilation: int, segments: Segments | None = None) -> Tensor:
@@ -125,7 +125,7 @@ def _turned(weights_BTN: Tensor, window: Window) -> Tensor:
 def _steps(x_BCN: Tensor, window: Window) -> Iterator[tuple[slice, int, slice, slice]]:
     """(image, tap, pixels, these pixels' neighbours), block by block; all taps of a block one after the other, the centre first."""
     (batch, channels, pixels), (width, kernel_size, dilation) = x_BCN.shape, window
-    length = pixels if x_BCN.is_cuda else max(BLOCK // max(channels, 1), 1)
+    length = pixels if x_BCN.is_cuda else max(BLOCK * torch.get_num_threads() // max(channels, 1), 1)
     offsets = [dilation * (step - kernel_size // 2) for step in range(kernel_size)]
     near = [(tap, d * width + r) for tap, (d, r) in enumerate(itertools.product(offsets, offsets)) if abs(r) < width]
     near.sort(key=lambda found: found[0] != kernel_size**2 // 2)
