@@ -128,7 +128,7 @@ class _Filter(Function):
 
 def _rows(values_BVN: Tensor) -> Tensor:
     """The points of the whole batch as rows, in float32 at least: PV."""
-    return at_least_float32(values_BVN).mT.reshape(-1, values_BVN.shape[1])
+    return at_least_float32(values_BVN).mT.reshape(-1, values_BVN.shape[1]).contiguous()  # one image's would be a view
 
 
 def _columns(rows_PV: Tensor, like_BVN: Tensor) -> Tensor:
