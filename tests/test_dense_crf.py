@@ -104,7 +104,7 @@ def test_agrees_with_pydensecrf_where_it_is_installed() -> None:
     peer = pytest.importorskip("pydensecrf.densecrf")
     probabilities, image = example(6, 45, 61, seed=3)
     crf = peer.DenseCRF2D(61, 45, 6)
-    crf.setUnaryEnergy(-np.log(np.clip(probabilities, 1e-5, 1)).reshape(6, -1).astype(np.float32))
+    crf.setUnaryEnergy(np.ascontiguousarray(-np.log(np.clip(probabilities, 1e-5, 1)).reshape(6, -1), np.float32))
     crf.addPairwiseGaussian(sxy=1, compat=3)
     crf.addPairwiseBilateral(sxy=67, srgb=3, rgbim=image, compat=4)
     expected = np.array(crf.inference(10)).reshape(6, 45, 61)
