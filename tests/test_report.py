@@ -24,6 +24,19 @@ PALETTE = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
 LABELS = np.repeat(np.array([[0, 1, 2, 255]], np.uint8), 20, 0).repeat(10, 1)  # four stripes of 10 x 20 pixels
 
 
+METHODS = {
+    "fcn": {"head": {"name": "fcn", "width": 128}},
+    "deeplab": {},
+    "ecrf": {"crf": {"name": "embedded"}, "superpixels": "slic", "train": {"lr": 0.5}},
+}
+
+
+def method(**changes: object) -> dict[str, object]:
+    """A method of params.yaml."""
+    usual = {"crf": {"name": "unary"}, "loss": {"name": "cross_entropy"}, "superpixels": "none"}
+    return {"head": {"name": "deeplab", "width": 128, "rates": [2, 4, 6]}} | usual | changes
+
+
 def protocol(miou: float, ious: list[float | None]) -> dict:
     boundary = {radius: {"present": miou / 2, "gscnn": miou / 4} for radius in ("1", "3", "12")}
     named = dict(zip(CLASSES, ious, strict=True))
@@ -61,7 +74,7 @@ def project(workspace: Path) -> Path:
     """Two methods that were evaluated, one with two seeds, and one that no evaluation names."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["evaluations"] = {"fcn": {"of": "fcn"}, "ecrf": {"of": "ecrf"}}
-    params["methods"]["ecrf"]["train"] = {"lr": 0.5}
+    params["methods"] = {name: method(**changes) for name, changes in METHODS.items()}
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     pairs = []
     for number in range(2):
