@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import kernels
 from models.filters import tiles
@@ -118,6 +119,13 @@ def test_empty_and_half_precision_input() -> None:
     output = Exact(features)(values)
     assert output.dtype == torch.float32
     torch.testing.assert_close(output, literal(features.float(), values.float()))
+
+
+def test_operations_are_counted() -> None:
+    features, values = points(2, 5, 40, 1.0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Exact(features)(values)
+    assert counter.get_total_flops() == 2 * 2 * 40**2 * (3 + 5 + 2)
 
 
 def test_points_that_are_alike_need_no_splitting() -> None:

@@ -173,3 +173,17 @@ def test_it_is_built_without_memory() -> None:
     with torch.device("meta"):
         module = MeanField(4, 1000, learn_bandwidths=True)
     assert module.field["compatibility"].is_meta
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at what a compiled part gives to the next
+def test_a_compiled_module_is_the_plain_one() -> None:
+    torch.manual_seed(6)
+    module = MeanField(4, 3, dropout=0.0, learn_bandwidths=True)
+    features, image = torch.randn(2, 4, 8, 8, requires_grad=True), torch.rand(2, 3, 32, 32)
+    compiled = torch.compile(module, backend="aot_eager")
+    found = []
+    for form in (module, compiled):
+        logits, _ = form(features, image, None)
+        found.append((logits, *torch.autograd.grad(logits.square().sum(), [features, *module.parameters()])))
+    for plain, ours in zip(*found, strict=True):
+        assert (plain - ours).abs().max() <= 1e-4 * plain.abs().max()

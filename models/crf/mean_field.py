@@ -37,7 +37,7 @@ class MeanField(nn.Module):
     """
 
     needs_superpixels = False
-    extras = ("unary",)
+    extras: tuple[str, ...] = ("unary",)
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class MeanField(nn.Module):
         return torch.diag(self.field[name]) if self.field[name].ndim == 1 else self.field[name]
 
 
+@torch.compiler.disable  # lists of near tiles, which differ from image to image
 def mean_field(
     logits_BKHW: Tensor,
     image_B3HW: Tensor,
