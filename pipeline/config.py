@@ -64,6 +64,8 @@ def read_data(section: Section) -> schema.Data:
     """The data section; the keys that are not everyone's are the dataset's own, checked against its signature later."""
     common = set(names(schema.Data)) - {"options"}
     options = {key: value for key, value in section.raw.items() if key not in common}
+    if isinstance(section.raw.get("jitter"), Mapping):
+        section.part("jitter").only(names(schema.Jitter))
     data = parse(
         schema.Data, {key: section.raw[key] for key in section.raw if key in common} | {"options": options}, section.file, section.place
     )
@@ -140,7 +142,7 @@ def read_run(top: Section, kind: str, name: str, sets: Mapping[str, schema.Super
         top.file,
         entry.place,
     )
-    check_batch(config, top.file, entry.place)
+    check_train(config, top.file, entry.place)
     return config
 
 
@@ -150,8 +152,10 @@ def check_name(entry: Section, name: str) -> None:
         raise UserError(f"{entry.file}: {entry.place}: a name has letters, digits, - and _ only, since it becomes a folder")
 
 
-def check_batch(config: Config, file: Path, place: str) -> None:
-    """The global batch must be the same on every process and in every accumulated part."""
+def check_train(config: Config, file: Path, place: str) -> None:
+    """The global batch must be the same on every process and in every accumulated part, and the rate must decay downwards."""
+    if config.train.min_lr > config.train.lr:
+        raise UserError(f"{file}: {place}: train.min_lr {config.train.min_lr} is larger than train.lr {config.train.lr}")
     shares = config.launch.processes * config.train.accumulate
     if config.train.batch_size % shares:
         raise UserError(

@@ -65,6 +65,8 @@ MISTAKES = {
     "unknown set": (put("methods.ecrf.superpixels", "slick"), ["methods.ecrf.superpixels", "'slick'", "did you mean slic"]),
     "part without name": (put("methods.deeplab.head", {"width": 3}), ["methods.deeplab.head", "name"]),
     "unknown run": (put("evaluations.ecrf.of", "ekrf"), ["evaluations.ecrf.of", "did you mean ecrf"]),
+    "rate that grows": (put("train.min_lr", 1.0), ["train.min_lr 1.0 is larger than train.lr"]),
+    "unknown jitter": (put("data.jitter", {"brightnes": 0.1}), ["data.jitter.brightnes is unknown", "did you mean brightness"]),
     "scale reversed": (put("data.scale", [2, 1]), ["data.scale"]),
     "slide without window": (put("evaluate.mode", "slide"), ["window"]),
     "no seeds": (put("train.seeds", []), ["train.seeds"]),
