@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.datasets import IGNORED, Colour, Source, refuse
 from pipeline.errors import UserError
-from pipeline.masks import code, codes, colours_of, ids_of, packed, shown, unnamed
+from pipeline.masks import code, codes, colours_of, ids_of, packed, replaced, shown, unnamed
 from pipeline.palette import distinct
 from pipeline.prepared import upright
 from pipeline.progress import warn
@@ -112,12 +112,10 @@ class Folder:
         known = {packed(value): place for place, value in enumerate(self.coded.values())}
         if self.ignore is not None:
             known[packed(self.ignore)] = IGNORED
-        keys = np.array(sorted(known), np.int64)
-        places_HW = np.minimum(np.searchsorted(keys, codes_HW), len(keys) - 1)
-        strange = codes_HW[keys[places_HW] != codes_HW]
-        if len(strange):
-            raise UserError(self.complaint(strange, mask, path))
-        return np.array([known[key] for key in keys.tolist()], np.uint8)[places_HW]
+        label_HW, strange_HW = replaced(codes_HW, known)
+        if strange_HW.any():
+            raise UserError(self.complaint(codes_HW[strange_HW], mask, path))
+        return label_HW
 
     def complaint(self, strange: np.ndarray, mask: Image.Image, path: Path) -> str:
         """Which ids or colours of a mask are no class's, on how many pixels, and what to do."""
