@@ -146,7 +146,7 @@ def download_from(url: str, archive: Archive, folder: Path) -> Fetched:
     path = folder / archive.name
     known = digests(part, {"sha256"} | archive.checksums.keys())
     part.replace(path)
-    files.sync_folder(folder)
+    files.sync(folder)
     transfer.discard(part)
     remember(path, known)
     return fetched(path)

@@ -101,7 +101,7 @@ def extract_alone(archive: Path, folder: Path) -> None:
             unpack(track(entries, total, f"{archive.name}: extracting", unit="files"), partial, archive)
         os.sync()  # the rename must not outlive a power cut that the files do not
         partial.replace(folder)
-        files.sync_folder(folder.parent)
+        files.sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

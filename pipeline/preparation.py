@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from pipeline.errors import BusyError, UserError
 from pipeline.prepared import Pair, Prepared
 from pipeline.workers import mapped
 
-SAVE_SECONDS = 2.0  # of work that a kill can lose
+SAVE_SECONDS = 2.0  # of work that a kill can lose; more where saving takes long, of which it is to be a twentieth
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Check:
         buffer = io.BytesIO()
         Image.fromarray(label_HW).save(buffer, "PNG")
         label = f"{hashlib.sha256(buffer.getvalue()).hexdigest()}.png"
-        files.write_bytes(store.path("labels", label), buffer.getvalue())
+        put(buffer.getvalue(), store.path("labels", label))
         counts = {str(place): int(count) for place, count in enumerate(np.bincount(label_HW.ravel())) if count}
         height, width = label_HW.shape
         return Checked(Pair(source.name, image, label, height, width), state, (len(content), buffer.tell()), counts)
@@ -74,7 +74,7 @@ class Check:
 def keep(source: Path, content: bytes, goal: Path) -> None:
     """Put a file into the store: a hard link to our own files, which nobody edits, else a copy."""
     if not source.resolve().is_relative_to(store.root().resolve()):
-        files.write_bytes(goal, content)
+        put(content, goal)
         return
     temporary = goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
     try:
@@ -85,10 +85,18 @@ def keep(source: Path, content: bytes, goal: Path) -> None:
         os.link(source, temporary)
         temporary.replace(goal)
     except OSError:  # a file system without links, or with too many of them
-        files.write_bytes(goal, content)
+        put(content, goal)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def put(content: bytes, goal: Path) -> None:
+    """Put a file into the store, where an equal one may be; it is not flushed to the disk before `save`."""
+    with contextlib.suppress(FileNotFoundError):
+        if goal.stat().st_size == len(content) and goal.read_bytes() == content:
+            return
+    files.write_bytes(goal, content, flushed=False)
 
 
 def opened(dataset: Dataset, source: Source) -> np.ndarray:
@@ -150,19 +158,22 @@ def check_rest(dataset: Dataset, sources: Sequence[Source], done: dict[Source, C
     """Check what is not `done`, add it there and to the cache file; returns what is bad, and why."""
     rest = [source for source in sources if source not in done]
     faults: dict[Source, str] = {}
-    saved = time.monotonic()
+    fresh: list[Checked] = []
+    saved, pause = time.monotonic(), SAVE_SECONDS
     try:
         for source, result in mapped(Check(dataset), rest, "checking pairs", done=len(done), unit="pairs"):
             if isinstance(result, str):
                 faults[source] = result
                 continue
             done[source] = result
-            if time.monotonic() - saved > SAVE_SECONDS:
-                save(cache, done)
+            fresh.append(result)
+            if (began := time.monotonic()) - saved > pause:
+                save(cache, done, fresh)
                 saved = time.monotonic()
+                pause = SAVE_SECONDS * max(1.0, 10 * (saved - began))
     finally:
         if rest:
-            save(cache, done)
+            save(cache, done, fresh)
     return faults
 
 
@@ -223,9 +234,18 @@ def recall(cache: Path) -> dict[str, Checked]:
         return {}
 
 
-def save(cache: Path, done: Mapping[Source, Checked]) -> None:
-    """Write the cache."""
-    files.write_json(cache, {key(source): asdict(entry) for source, entry in done.items()})
+def save(cache: Path, done: Mapping[Source, Checked], fresh: list[Checked]) -> None:
+    """Flush the `fresh` pairs' files to the disk, all at once for speed, and write the cache, which may then name them."""
+    paths = [store.path(kind, name) for entry in fresh for kind, name in (("images", entry.pair.image), ("labels", entry.pair.label))]
+    try:
+        files.flush(paths)
+    except UserError:
+        for path in paths:  # what the disk refused can look whole until it is read again
+            path.unlink(missing_ok=True)
+        raise
+    fresh.clear()
+    entries = {key(source): {**vars(entry), "pair": vars(entry.pair)} for source, entry in done.items()}
+    files.write_bytes(cache, json.dumps(entries).encode())  # without indents: 22,000 entries in a tenth of the time
 
 
 def summary(published: Prepared, pixels: Mapping[str, Counter[int]]) -> list[str]:

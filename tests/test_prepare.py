@@ -306,6 +306,32 @@ def test_a_full_disk_leaves_nothing_half_written(own: Path, monkeypatch):
     prepare()
 
 
+def test_what_the_cache_names_was_flushed_before(own: Path, monkeypatch):
+    flushed, sync = [], files.sync
+
+    def recorded(path: Path) -> None:
+        flushed.append(path)
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", recorded)
+    published = prepare()
+    (cache,) = (store.root() / "checked").iterdir()
+    before = flushed[: flushed.index(cache.parent)]  # the folder is flushed when the cache has been renamed into it
+    for pair in (*published.splits["train"], *published.splits["val"]):
+        for path in (store.path("images", pair.image), store.path("labels", pair.label)):
+            assert before.index(path) < before.index(path.parent)
+
+
+def test_a_store_file_damaged_in_place_is_replaced_where_it_is_looked_at_again(own: Path):
+    pair = prepare().splits["train"][0]
+    path = store.path("images", pair.image)
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes(9))
+    os.utime(own / "images" / f"{pair.name}.png", ns=(1, 1))
+    prepare()
+    assert path.read_bytes() == content
+
+
 def test_a_second_prepare_waits_for_the_first(own: Path):
     code = "from tests.test_prepare import prepare; prepare()"
     with files.locked(store.root() / "prepare.lock", "the store"):
