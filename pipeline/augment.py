@@ -77,28 +77,28 @@ def map_view(map_HW: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 def image_view(image: Image.Image, geometry: Geometry) -> Tensor:
     """What is seen of an RGB image: float32 [3, h, w] in [0, 1]."""
-    return unit(np.asarray(resized(image, geometry)), geometry.flip)
+    return unit(np.asarray(resized(image, geometry)))
 
 
 def bands_view(image_3HW: np.ndarray, geometry: Geometry) -> Tensor:
     """The same of the image's bands, each contiguous: Pillow reads no more of their memory than is seen, so they may be a file's."""
     bands = [Image.frombuffer("L", band_HW.shape[::-1], band_HW, "raw", "L", 0, 1) for band_HW in image_3HW]
-    return unit(np.stack([np.asarray(resized(band, geometry)) for band in bands], axis=-1), geometry.flip)
+    return unit(np.stack([np.asarray(resized(band, geometry)) for band in bands], axis=-1))
 
 
 def resized(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """What is seen of an image, or of one of its bands, not yet flipped."""
+    """What is seen of an image, or of one of its bands, in bytes."""
     (height, width), (scaled_height, scaled_width) = geometry.source, geometry.scaled
     down, right = height / scaled_height, width / scaled_width
     bottom, end = geometry.top + geometry.size[0], geometry.left + geometry.size[1]
     box = (geometry.left * right, geometry.top * down, min(end * right, width), min(bottom * down, height))
-    return image.resize(geometry.size[::-1], Image.Resampling.BILINEAR, box=box)
+    seen = image.resize(geometry.size[::-1], Image.Resampling.BILINEAR, box=box)
+    return seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else seen
 
 
-def unit(pixels_HW3: np.ndarray, flip: bool) -> Tensor:
-    """Bytes as float32 [3, h, w] in [0, 1], flipped where asked; the channels stay the innermost in memory: jitter rounds by layout."""
-    seen_HW3 = np.ascontiguousarray(pixels_HW3[:, ::-1]) if flip else pixels_HW3
-    return torch.from_numpy(seen_HW3.astype(np.float32)).div_(255).permute(2, 0, 1)
+def unit(pixels_HW3: np.ndarray) -> Tensor:
+    """Bytes as float32 [3, h, w] in [0, 1], in memory with the channels innermost as before: jitter rounds by layout."""
+    return torch.from_numpy(pixels_HW3.astype(np.float32)).div_(255).permute(2, 0, 1)
 
 
 def draw_jitter(rng: np.random.Generator, jitter: Jitter) -> list[tuple[str, float]]:
