@@ -26,12 +26,17 @@ def mapped(work: Callable[[T], R], jobs: Sequence[T], what: str, *, done: int = 
 
     `work` is pickled: it and what it imports must be light.
     """
-    processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(jobs))
+    processes = min(cores(), len(jobs))
     if processes <= 1 or len(jobs) <= FEW:
         finished: Iterator[tuple[T, R]] = ((job, work(job)) for job in jobs)
     else:
         finished = pooled(work, jobs, processes)
     yield from track(finished, done + len(jobs), what, done=done, unit=unit)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pooled(work: Callable[[T], R], jobs: Sequence[T], processes: int) -> Iterator[tuple[T, R]]:

@@ -1,0 +1,46 @@
+"""Pairs per second from files to the store: a part of `benchmarks.loading`, without torch, which its processes would import too."""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.pictures import ADE20K, CITYSCAPES, CLASSES, Like, generate, title
+from pipeline import preparation, workers
+from pipeline.datasets.folder import Folder
+
+LIKE = {like.name: like for like in (CITYSCAPES, ADE20K)}
+HEADER = "| preparing | processes | pairs | pairs/s | MB/s | all of it |\n|---|--:|--:|--:|--:|--:|"
+
+
+def command(like: Like, pictures: int) -> Sequence[str]:
+    """What runs this part in a process of its own."""
+    return [sys.executable, "-m", "benchmarks.preparing", like.name, str(pictures)]
+
+
+def main() -> None:
+    """Print the lines of one dataset."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.preparing", description=__doc__)
+    parser.add_argument("like", choices=LIKE)
+    parser.add_argument("pictures", type=int)
+    options = parser.parse_args()
+    like, pictures, few = LIKE[options.like], options.pictures, workers.FEW
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "own"
+        megabytes = generate(like, pictures, own) / 1e6
+        for processes in (1, min(workers.cores(), pictures)):
+            workers.FEW = pictures if processes == 1 else few  # so many are done without further processes
+            os.environ["DATA_STORE"] = f"{folder}/store-{processes}"
+            began = time.perf_counter()
+            preparation.prepare(Folder(own, classes=CLASSES), "folder", Path("unused"))
+            spent = time.perf_counter() - began
+            first = title(like) if processes == 1 else ""
+            cells = (first, processes, f"{pictures} of {like.files}", f"{pictures / spent:.1f}", f"{megabytes / spent:.0f}")
+            print("| " + " | ".join(map(str, cells)) + f" | {like.files * spent / pictures / 60:.1f} min |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
