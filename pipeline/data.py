@@ -209,14 +209,21 @@ def guarded(batches: Iterator[Batch | Fault], step: int) -> Iterator[Batch | Fau
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+            if not is_death(error):
                 raise
             cause = "too little memory, or shared memory in /dev/shm"
             yield Fault(f"step {step}: the system killed a data worker ({cause}): lower `workers` in the launch profile and run it again")
             return
         yield batch if isinstance(batch, Fault) else batch._replace(names=tuple(batch.names))  # pinning makes it a list
         step += 1
+
+
+def is_death(error: Exception) -> bool:
+    """Whether an error is a data worker's death: torch's own words for it, or the end of the pipe that a batch comes through."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return "in DataLoader worker process" not in str(error)  # which is what torch writes before a worker's own exception
 
 
 def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:

@@ -250,6 +250,34 @@ def test_a_killed_worker_is_a_fault_and_nothing_is_left(images):
     assert next(made, None) is None
 
 
+@pytest.mark.parametrize("error", [
+    RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+    RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+    EOFError(), ConnectionResetError(104, "reset"), ConnectionRefusedError(111, "refused"), FileNotFoundError(2, "no such socket"),
+    EOFError("Caught EOFError in pin memory thread for device 0."),
+])  # fmt: skip
+def test_a_death_is_a_fault_however_it_shows(error):
+    def dying() -> Iterator[Batch]:
+        yield Batch(torch.zeros(1), torch.zeros(1), None)
+        raise error
+
+    _, last = data.guarded(dying(), 4)
+    assert isinstance(last, Fault)
+    assert last.message.startswith("step 5: the system killed a data worker")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("sizes differ"), EOFError("Caught EOFError in DataLoader worker process 0."), KeyError("x")]
+)
+def test_an_error_of_the_code_keeps_its_traceback(error):
+    def failing() -> Iterator[Batch]:
+        yield from ()
+        raise error
+
+    with pytest.raises(type(error)):
+        list(data.guarded(failing(), 0))
+
+
 def test_workers_end_when_the_iterator_is_dropped(images):
     made = batches(config(launch={"workers": 2}), images)
     next(made)
