@@ -8,15 +8,21 @@ from math import prod
 
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from models.flops import declared
 from pipeline.dense_crf import refined
 from pipeline.inference import Network, scaled_size, starts
 from pipeline.schema import DenseCRF, Evaluation
 
+
+def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    """The operations of fused attention, from its inputs' shapes."""
+    return sdpa_flop_count(query, key, value)
+
+
 # Attention as a GPU does it is in torch's table, as a CPU does it not.
-ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
 
 
 def parameters(network: Network) -> int:
