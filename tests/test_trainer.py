@@ -411,8 +411,8 @@ def test_a_gradient_that_is_not_finite_stops_the_training_without_clipping_too(
 
     real = step.Training.backward
 
-    def broken(self: step.Training, part: object, parts: int) -> dict[str, torch.Tensor]:
-        terms = real(self, part, parts)
+    def broken(self: step.Training, *given: object) -> dict[str, torch.Tensor]:
+        terms = real(self, *given)
         next(self.model.parameters()).grad.fill_(float("inf"))
         return terms
 
