@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import UserError
+from pipeline.prepared import RESCALED
 
 Colour = tuple[int, int, int]
 IDS = 65536  # an id in a mask is smaller
@@ -62,6 +63,7 @@ def shown(value: int | Colour) -> str:
 
 def ids_of(mask: Image.Image) -> np.ndarray:
     """The numbers that a mask stores, int64 [height, width]: grey values, or palette indices."""
+    refuse_rescaled(mask)
     values = np.asarray(mask)
     if mask.mode in ("L", "P", "1", "I") or mask.mode.startswith("I;16"):
         return values.astype(np.int64)
@@ -76,10 +78,17 @@ def ids_of(mask: Image.Image) -> np.ndarray:
 
 def colours_of(mask: Image.Image) -> np.ndarray:
     """A mask's colours, packed into int64 [height, width]."""
+    refuse_rescaled(mask)
     if mask.mode not in ("RGB", "RGBA", "P", "PA", "L", "LA", "1"):
         raise UserError(f"is a mask in mode {mask.mode}, which carries no colours of 8 bits: save it as an RGB PNG")
     rgb_HW3 = np.asarray(mask.convert("RGBA"))[..., :3].astype(np.int64)  # through RGBA: Pillow warns about transparency otherwise
     return rgb_HW3[..., 0] << 16 | rgb_HW3[..., 1] << 8 | rgb_HW3[..., 2]
+
+
+def refuse_rescaled(mask: Image.Image) -> None:
+    """Refuse a mask whose numbers are no more those of its file."""
+    if stored := mask.info.get(RESCALED):
+        raise UserError(f"is a mask with {stored}, which decoding turns into other numbers: save it as a PNG with 8 bits")
 
 
 def looked_up(ids_HW: np.ndarray, table: Mapping[int, int]) -> np.ndarray:

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 REMEDY = "uv run dvc repro prepare"
 FORCE = "uv run python -m stages.prepare"  # DVC does not see what is missing from the store
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+RESCALED = "rescaled"  # in an image's `info`: what its file has that became other numbers when it was decoded
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,11 @@ def upright(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                stored = rescaled(image)
                 image.load()
-                return ImageOps.exif_transpose(image)
+                turned = ImageOps.exif_transpose(image)
+                turned.info[RESCALED] = stored
+                return turned
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"claims more than {Image.MAX_IMAGE_PIXELS:,} pixels, too many to be decoded safely") from None
     except FileNotFoundError:
@@ -134,3 +138,22 @@ def upright(path: Path) -> Image.Image:
         raise
     except Exception as error:  # decoders meet damage with exceptions of every kind (struct.error, IndexError ...)
         raise UserError(f"does not decode ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def rescaled(image: Image.Image) -> str | None:
+    """What an opened file has that decoding turns into other numbers: shades for people, but no more the ids of a mask.
+
+    Pillow scales 2 and 4 bits to 8, keeps the upper 8 of 16 bits where there are several channels, and misreads some TIFFs: a UserError.
+    """
+    arguments = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in getattr(image, "tile", ())]
+    raw = {str(entry[0]) for entry in arguments if entry}
+    several = len(image.getbands()) > 1
+    if several and any(";16" in mode for mode in raw):
+        return "16 bits in each channel"
+    if several and image.format == "TIFF" and max(getattr(image, "tag_v2", {}).get(258, (8,))) > 8:  # 258: bits per sample
+        raise UserError("is a TIFF whose channels of 16 bits lie one behind the other, which is not read: save it as a PNG")
+    if image.mode == "L" and raw & {"L;2", "L;4"}:
+        return f"{min(raw)[-1]} bits in each pixel"
+    if image.format == "PPM" and len(arguments[0]) > 1 and image.mode in ("L", "RGB"):
+        return f"values up to {arguments[0][1]} instead of 255"
+    return None
