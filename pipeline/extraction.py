@@ -73,7 +73,9 @@ def folder_of(sha256: str) -> Path:
 def extracted(archive: Path, sha256: str) -> Path:
     """The folder with the contents of `archive`, extracted once; the file must have the checksum `sha256`."""
     folder = folder_of(sha256)
-    if not folder.is_dir():
+    if folder.is_dir():
+        refuse_losses(folder)
+    else:
         if (now := digests(archive)["sha256"]) != sha256:
             change = f"SHA-256 {now[:16]}..., was {sha256[:16]}..."
             raise UserError(f"{archive} has changed since its download ({change}): run `uv run python -m stages.download`")
@@ -100,10 +102,30 @@ def extract_alone(archive: Path, folder: Path) -> None:
         with reading(archive) as (entries, total):
             unpack(track(entries, total, f"{archive.name}: extracting", unit="files"), partial, archive)
         os.sync()  # the rename must not outlive a power cut that the files do not
+        files.write_json(record_of(folder), {"files": count(partial)})
         partial.replace(folder)
         files.sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def record_of(folder: Path) -> Path:
+    """Where the number of an extracted folder's files is kept."""
+    return folder.with_name(f".{folder.name}.files")
+
+
+def count(folder: Path) -> int:
+    """The number of files at any depth."""
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def refuse_losses(folder: Path) -> None:
+    """Refuse an extracted folder that files were taken from: it would be a smaller dataset, and nobody would notice."""
+    if not record_of(folder).is_file():  # of an earlier version
+        return
+    whole = int(files.read_json(record_of(folder), f"delete {folder} and run this again")["files"])
+    if (left := count(folder)) < whole:
+        raise UserError(f"{folder} has {left} of the {whole} files that were extracted: delete it and run this again")
 
 
 def verify(archive: Path) -> None:

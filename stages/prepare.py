@@ -54,7 +54,8 @@ def folder_of(archive: "Archive", fetched: Any) -> Path:
     except (KeyError, TypeError):
         raise UserError(f"data/archives.json does not name {archive.name}: run `{archives.COMMAND}`") from None
     folder = extraction.folder_of(sha256)
-    if folder.is_dir():  # whole; the archive may be gone
+    if folder.is_dir():  # the archive may be gone
+        extraction.refuse_losses(folder)
         return folder
     return extraction.extracted(archives.locate(archive), sha256)
 
