@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable
 
 from pipeline.errors import words
-from pipeline.lifeline import die_with_parent
+from pipeline.lifeline import die_with_starter
 
 
 def run(main: Callable[[], None]) -> int:
     """Call a command's `main` and return its exit status."""
     if os.environ.get("DVC_STAGE"):  # by hand (nohup, tmux) a command may outlive the shell that started it
-        die_with_parent()
+        die_with_starter("DVC_STAGE")
     try:
         main()
     except KeyboardInterrupt:

@@ -45,6 +45,7 @@ class Copy:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if name not in ("DATA_STORE", "DATA_ARCHIVES", "LAUNCH")}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        environment["SHELL"] = "/bin/sh"  # where that is dash, it stays between DVC and the stage
         command = [sys.executable, "-m", "dvc", *arguments]
         return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -148,6 +149,8 @@ def test_dvc_killed_in_mid_training_leaves_no_orphan_and_the_same_bits(copy: Cop
     """kill -9 of DVC: the stage ends with it, and the next `dvc repro` goes on to the same weights."""
     copy.params["train"] |= {"seeds": [0], "iterations": 400}  # seconds of work left when the first checkpoint is seen
     copy.write()
+    for path in copy.folder.glob("runs/fcn/checkpoints"):  # so that the first one seen is of this training
+        shutil.rmtree(path)
     process = copy.start("repro", "train@fcn")
     limit = time.monotonic() + 120
     while not list(copy.folder.glob("runs/fcn/checkpoints/*/seed-0/step-*.pt")):
