@@ -12,10 +12,13 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import BusyError, UserError, explained, refusal
+
+FLUSHING = 16  # files at a time
 
 
 @contextlib.contextmanager
@@ -57,11 +60,14 @@ def sync(path: Path) -> None:
 def flush(paths: Iterable[Path]) -> None:
     """Flush files and the folders that they are in, so that they outlive a power cut; a UserError where the disk refuses."""
     chosen = list(dict.fromkeys(paths))
-    for path in [*chosen, *dict.fromkeys(path.parent for path in chosen)]:
-        try:
-            sync(path)
-        except OSError as error:
-            raise explained(error, f"cannot write {path}") from error
+    with ThreadPoolExecutor(FLUSHING) as pool:  # at once, so that the disk can take several in one go
+        for group in (chosen, list(dict.fromkeys(path.parent for path in chosen))):
+            for path, done in zip(group, [pool.submit(sync, path) for path in group], strict=True):
+                try:
+                    done.result()
+                except OSError as error:
+                    pool.shutdown(cancel_futures=True)
+                    raise explained(error, f"cannot write {path}") from error
 
 
 def write_bytes(path: Path, content: bytes, *, flushed: bool = True) -> None:
