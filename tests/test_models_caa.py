@@ -231,6 +231,20 @@ def test_the_head_is_entry_attention_exit_and_pooling() -> None:
     assert build(gates=False).double().eval()(stages)[0].shape == features.shape
 
 
+def test_the_decoder_takes_the_fusion_up_to_stride_4() -> None:
+    torch.manual_seed(3)
+    head, plain = build(decoder=True, low_level=3).double().eval(), build().double().eval()
+    plain.load_state_dict({name: value for name, value in head.state_dict().items() if not name.startswith("decoder.")})
+    stages = [torch.randn(2, 4, 9, 7, dtype=torch.float64), torch.randn(2, 6, 5, 4, dtype=torch.float64)]
+    decoder = head.decoder
+    up = nn.functional.interpolate(decoder.bottleneck(plain(stages)[0]), size=(9, 7), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(head(stages)[0], decoder.refine(torch.cat([up, decoder.low_level(stages[0])], 1)))
+    assert (head.stride, head.align_corners, plain.align_corners) == (4, False, True)
+    assert tuple(head.end) == (head.channels, head.channels, 3, False)
+    with pytest.raises(ValueError, match="head caa: its decoder needs a stage of stride 4"):
+        CAA([4, 6], [8, 16], 5, decoder=True)
+
+
 def test_full_attention_is_gated_pixel_by_pixel() -> None:
     torch.manual_seed(1)
     for gates in (True, False):

@@ -11,7 +11,8 @@ the memory of Y alone. It does not depend on the index that attention along rows
 end result, once. The 1/HW makes the gates' inputs tiny: they are float32 under autocast, and the gates start at about 1/2.
 
 `attention: full` is the thesis' channelised self-attention, for which there is no code; the same derivation gives
-Y_p = Y'_p G(Y'_p / HW). `gates: false` is the control without gates. The released head crashes unless repaired: its last
+Y_p = Y'_p G(Y'_p / HW). `gates: false` is the control without gates. `decoder: true` is the variant of the paper's best row, which merges
+the low-level features as DeepLabV3+ does. The released head crashes unless repaired: its last
 positional argument lands in the wrong parameter.
 """
 
@@ -24,6 +25,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from models.attention import along_columns, attend, attention_map, full_precision, in_autocast
+from models.decoder import LOW_LEVEL_STRIDE, Decoder
 from models.flops import declare
 from models.layers import End, at_least_float32, conv_norm_act, size_of
 
@@ -32,7 +34,7 @@ CACHED = 2**18  # values that a CPU works on at a time; other devices take all
 
 
 class CAA(nn.Module):
-    """Attention on the last stage beside the image's mean; their 1x1 fusion is the end that Projection holds."""
+    """Attention on the last stage beside the image's mean; the end is their 1x1 fusion, or the second convolution of the decoder."""
 
     extras = ()
 
@@ -50,10 +52,12 @@ class CAA(nn.Module):
         gate_depth: int = 5,
         gate_width: int = 128,
         pooling: bool = True,
+        decoder: bool = False,
+        low_level: int = 48,
     ) -> None:
         super().__init__()
-        if min(width, key_width, output_width, gate_depth, gate_width) < 1:
-            raise ValueError("head caa: width, key_width, output_width, gate_depth and gate_width must be at least 1")
+        if min(width, key_width, output_width, gate_depth, gate_width, low_level) < 1:
+            raise ValueError("head caa: width, key_width, output_width, gate_depth, gate_width and low_level must be at least 1")
         if attention not in ("axial", "full"):
             raise ValueError(f"head caa: attention must be axial or full, not {attention!r}")
         self.entry = conv_norm_act(channels[-1], width, 3)
@@ -61,19 +65,21 @@ class CAA(nn.Module):
         self.attention = form(width, key_width, gate_depth if gates else 0, gate_width)
         self.exit = conv_norm_act(width, width, 1)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_norm_act(channels[-1], width, 1)) if pooling else None
-        self.channels = width * (1 + pooling)
-        self.stride = strides[-1]
-        self.align_corners = True
-        self.end = End(self.channels, output_width, 1)
+        merge = End(width * (1 + pooling), output_width, 1)
+        self.decoder = Decoder("caa", channels, strides, merge, low_level, separable=False) if decoder else None
+        self.end = End(output_width, output_width) if decoder else merge
+        self.channels = self.end.inputs
+        self.stride = LOW_LEVEL_STRIDE if decoder else strides[-1]
+        self.align_corners = not decoder  # the decoder's own upsampling does not align corners
         # The pooled branch has one value per channel and image, which a batch of one image cannot normalise.
         self.smallest_batch = 2 if pooling else 1
 
     def forward(self, stages: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(features_BCHW at the last stage's stride, attention's channels first; nothing more)."""
+        """(features_BCHW at `stride`, without decoder attention's channels first; nothing more)."""
         x_BCHW = self.exit(self.attention(self.entry(stages[-1])))
-        if self.pool is None:
-            return x_BCHW, {}
-        return torch.cat([x_BCHW, self.pool(stages[-1]).expand(-1, -1, *size_of(x_BCHW))], dim=1), {}
+        if self.pool is not None:
+            x_BCHW = torch.cat([x_BCHW, self.pool(stages[-1]).expand(-1, -1, *size_of(x_BCHW))], dim=1)
+        return (x_BCHW if self.decoder is None else self.decoder(x_BCHW, stages)), {}
 
 
 class Gate(nn.Sequential):
