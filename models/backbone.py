@@ -1,10 +1,12 @@
 """timm's feature pyramids, dilated to the stride that is asked for, and MiT's."""
 
 import difflib
+import logging
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,9 @@ Triple = tuple[float, float, float]
 def build(name: str, output_stride: int, pretrained: bool | Path = False) -> nn.Module:
     """A module from images B3HW to the list of its stages' features, finest first; `feature_info` states channels and reductions.
 
-    pretrained: true loads timm's weights (MiT's are the hub's), a path a file of weights (or a folder with <name>.safetensors, .pth
-    or .pt). Ignored on the meta device. ValueError: an unknown name, a stride that the backbone cannot have, weights that cannot be
-    loaded.
+    pretrained: true loads timm's weights (MiT's are the hub's), a path a file of weights (or a folder with <name>.safetensors, .pth,
+    .pt, or the hub's folder <name>). What was and was not loaded is printed. Ignored on the meta device. ValueError: an unknown name, a
+    stride that the backbone cannot have, weights that cannot be loaded.
     """
     _check_name(name)
     on_meta = torch.empty(0).is_meta
@@ -104,9 +106,46 @@ def _create(name: str, output_stride: int, pretrained: bool) -> nn.Module:
         return _channels_first(network)
     _notice_missing_network()
     try:
-        return _channels_first(timm.create_model(name, pretrained=True, features_only=True, **stride))
+        with _listening() as heard:
+            network = timm.create_model(name, pretrained=True, features_only=True, **stride)
     except Exception as error:  # whatever the hub's client, the network or timm raises
         raise _not_downloaded(name, error) from None
+    print(_told(network, name, heard), flush=True)
+    return _channels_first(network)
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    """What timm says of the weights that it loads; its log is the only place where it does."""
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logger = logging.getLogger("timm.models._builder")
+    level, passing = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield heard
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = passing
+        logger.setLevel(level)
+
+
+def _told(network: nn.Module, name: str, heard: list[str]) -> str:
+    """The line about weights that timm loaded; what it left out of the classifier it does not say."""
+    from timm.models import get_pretrained_cfg
+
+    said = "\n".join(heard)
+    origin = re.search(r"Loading pretrained weights from (.*)", said)
+    lists = {kind: re.search(rf"{kind} keys \((.*?)\)", said) for kind in ("Missing", "Unexpected")}
+    lost, more = ({_plain(key): key for key in found[1].split(", ")} if found else {} for found in lists.values())
+    missing = [key for key in network.state_dict() if _plain(key) in lost]
+    known = get_pretrained_cfg(name)
+    classifier = known.classifier if known else None
+    unused = [*more.values(), *([classifier] if isinstance(classifier, str) and classifier else classifier or ())]
+    return _line(network, name, origin[1] if origin else "timm", missing, unused)
 
 
 def _channels_first(network: nn.Module) -> nn.Module:
@@ -137,10 +176,15 @@ def _create_mit(name: str, output_stride: int, pretrained: bool) -> nn.Module:
 
 def _not_downloaded(name: str, error: Exception) -> ValueError:
     """What to do where weights cannot be had."""
+    from timm.models import get_pretrained_cfg
+
     reason = " ".join(str(error).split())[:200]
+    known = None if name in mit.VARIANTS else get_pretrained_cfg(name)
+    place = mit.place(name) if name in mit.VARIANTS else known.hf_hub_id if known else None
+    page = f" (as from https://huggingface.co/{place})" if place else ""
     return ValueError(
         f"backbone {name!r}: its weights could not be loaded ({reason}). Without network, set backbone.pretrained to the path "
-        "of a downloaded file of weights, or to false to train from scratch"
+        f"of a downloaded file of weights{page} or of a folder with such files, or to false to train from scratch"
     )
 
 
@@ -157,12 +201,14 @@ def _notice_missing_network() -> None:
 
 
 def weights_file(path: Path, name: str) -> Path:
-    """The file that `path` means: itself, or in a folder the one that is called like the backbone."""
+    """The file that `path` means: itself, or in a folder the one that is called like the backbone, or lies in a folder so called."""
     if path.is_dir():
-        wanted = [path / f"{stem}{suffix}" for stem in (name, name.partition(".")[0]) for suffix in (".safetensors", ".pth", ".pt")]
-        found = [file for file in wanted if file.is_file()]
+        stems = dict.fromkeys((name, name.partition(".")[0]))
+        wanted = [f"{stem}{suffix}" for stem in stems for suffix in (".safetensors", ".pth", ".pt")]
+        wanted += [f"{stem}/{file}" for stem in stems for file in ("model.safetensors", "pytorch_model.bin")]  # as the hub has them
+        found = [path / file for file in wanted if (path / file).is_file()]
         if not found:
-            raise ValueError(f"backbone.pretrained: {path} has no {', '.join(file.name for file in wanted)}")
+            raise ValueError(f"backbone.pretrained: {path} has no {', '.join(wanted)}")
         return found[0]
     if not path.is_file():
         raise ValueError(f"backbone.pretrained: {path} does not exist; give a file of weights, or false to train from scratch")
@@ -200,7 +246,13 @@ def load(network: nn.Module, file: Path, name: str) -> str:
     missing = [key for key in own if key not in fitting]
     used = {_plain(key) for key in fitting}
     unused = [key for plain, (key, _) in given.items() if plain not in used]
-    lines = [f"backbone {name}: {len(fitting)} of {len(own)} tensors loaded from {file}"]
+    return _line(network, name, str(file), missing, unused)
+
+
+def _line(network: nn.Module, name: str, origin: str, missing: list[str], unused: list[str]) -> str:
+    """What was loaded, and the tensors of the backbone and of the file that have no counterpart."""
+    total = len(network.state_dict())
+    lines = [f"backbone {name}: {total - len(missing)} of {total} tensors loaded from {origin}"]
     lines += [f"without weights: {_some(missing)}"] * bool(missing) + [f"unused: {_some(unused)}"] * bool(unused)
     return "; ".join(lines)
 

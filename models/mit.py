@@ -98,7 +98,12 @@ def download(name: str) -> Path:
     """The hub's file of ImageNet weights, out of its cache where it is there. Raises whatever the hub's client raises."""
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(f"nvidia/{name.replace('_', '-')}", "pytorch_model.bin"))
+    return Path(hf_hub_download(place(name), "pytorch_model.bin"))
+
+
+def place(name: str) -> str:
+    """Where the hub has the weights."""
+    return f"nvidia/{name.replace('_', '-')}"
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

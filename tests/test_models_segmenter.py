@@ -165,11 +165,42 @@ def test_weights_come_from_a_file_or_a_folder(tmp_path: Path, capsys: pytest.Cap
     assert "unused: fc." in line
     assert "without" not in line
 
+    (tmp_path / "hub/resnet10t.c3_in1k").mkdir(parents=True)
+    (tmp_path / "resnet10t.safetensors").rename(tmp_path / "hub/resnet10t.c3_in1k/model.safetensors")  # as the hub's clone is
+    backbone.build("resnet10t.c3_in1k", 16, tmp_path / "hub")
+    assert "hub/resnet10t.c3_in1k/model.safetensors" in capsys.readouterr().out
+
     network = backbone.build("resnet10t", 16, tmp_path / "other.pth")
     assert torch.equal(network.layer3[0].conv1.weight, state["layer3.0.conv1.weight"])
     line = capsys.readouterr().out
     assert "without weights: conv1.0.weight, layer4.0" in line
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "classifier"), [("resnet10t", "fc"), ("convnext_atto", "head.fc")])
+def test_what_timm_loads_by_name_is_printed(
+    name: str, classifier: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+    import timm.models._builder as builder
+
+    state = timm.create_model(name).state_dict()
+    monkeypatch.setattr(backbone, "_notice_missing_network", lambda: None)
+    monkeypatch.setattr(builder, "load_state_dict_from_hf", lambda *_, **__: dict(state))
+    network = backbone.build(name, 32, True)
+    total = len(network.state_dict())
+    line = capsys.readouterr().out
+    assert f"backbone {name}: {total} of {total} tensors loaded from Hugging Face hub" in line
+    assert f"; unused: {classifier}\n" in line
+    assert "without" not in line
+
+    lost = next(key for key in network.state_dict() if key.endswith("0.conv1.weight") or key.endswith("mlp.fc1.weight"))
+    given = {key: value for key, value in state.items() if key.replace(".", "_") != lost.replace(".", "_")}
+    monkeypatch.setattr(builder, "load_state_dict_from_hf", lambda *_, **__: given | {"strange.weight": torch.zeros(1)})
+    backbone.build(name, 32, True)
+    line = capsys.readouterr().out
+    assert f"{total - 1} of {total} tensors" in line
+    assert f"; without weights: {lost}; unused: strange.weight, {classifier}\n" in line
 
 
 def test_flattened_backbones_find_their_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,8 +235,9 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch: pytest.Mo
         raise OSError("no route to host")
 
     monkeypatch.setattr(builder, "load_pretrained", offline)
-    with pytest.raises(ValueError, match=r"no route to host\). Without network, set backbone.pretrained to the path"):
+    with pytest.raises(ValueError, match=r"no route to host\). Without network, set backbone.pretrained to the path") as caught:
         backbone.build("resnet18", 16, True)
+    assert "https://huggingface.co/timm/resnet18.a1_in1k" in str(caught.value)
 
 
 def test_logits_are_interpolated_as_the_head_says() -> None:
