@@ -60,12 +60,13 @@ def literal(module: MessagePassing, features_BCHW: Tensor, image_B3HW: Tensor, l
             message, size = torch.zeros(channels, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
             for tap in range(kernel_size**2):
                 other = (y + dilation * (tap // kernel_size - kernel_size // 2), x + dilation * (tap % kernel_size - kernel_size // 2))
-                if other in f:
+                if other in f and (module.centre or other != (y, x)):
                     own, neighbour = features_BCHW[b, :, y, x], features_BCHW[b, :, other[0], other[1]]
                     seen = neighbour if module.compatibility == "neighbour" else torch.cat([own, neighbour])
                     factor = torch.sigmoid(weight @ seen) * (f[y, x] @ f[other])
                     message, size = message + factor * neighbour, size + factor.abs()
-            message = message / {"none": 1, "count": kernel_size**2, "absolute": size}[module.normalization]
+            taps = kernel_size**2 - (not module.centre)
+            message = message / {"none": 1, "count": taps, "absolute": size.clamp(min=1e-30)}[module.normalization]
             total = features_BCHW[b, :, y, x] + module.pairwise_weight * message
             if labels_BHW is not None and labels_BHW[b, y, x] >= 0:
                 inside = labels_BHW[b] == labels_BHW[b, y, x]
@@ -75,19 +76,24 @@ def literal(module: MessagePassing, features_BCHW: Tensor, image_B3HW: Tensor, l
 
 
 @pytest.mark.parametrize(
-    ("compatibility", "normalization", "kernel_size", "dilation"),
+    ("compatibility", "normalization", "kernel_size", "dilation", "centre"),
     [
-        ("neighbour", "none", 3, 2),
-        ("pair", "count", 3, 1),
-        ("neighbour", "absolute", 5, 1),
-        ("pair", "absolute", 3, 3),
-        ("neighbour", "count", 1, 2),
+        ("neighbour", "none", 3, 2, True),
+        ("pair", "count", 3, 1, True),
+        ("neighbour", "absolute", 5, 1, True),
+        ("pair", "absolute", 3, 3, True),
+        ("neighbour", "count", 1, 2, True),
+        ("neighbour", "none", 3, 2, False),
+        ("pair", "count", 5, 1, False),
+        ("pair", "absolute", 3, 4, False),
     ],
 )
-def test_fast_form_equals_the_loop_over_pixels(compatibility: str, normalization: str, kernel_size: int, dilation: int) -> None:
+def test_fast_form_equals_the_loop_over_pixels(
+    compatibility: str, normalization: str, kernel_size: int, dilation: int, centre: bool
+) -> None:
     torch.manual_seed(1)
     module = MessagePassing(
-        4, embedding=6, kernel_size=kernel_size, dilation=dilation, compatibility=compatibility, normalization=normalization
+        4, embedding=6, kernel_size=kernel_size, dilation=dilation, compatibility=compatibility, normalization=normalization, centre=centre
     ).double()
     features = torch.randn(2, 4, 4, 5, dtype=torch.float64, requires_grad=True)
     image = torch.rand(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
@@ -212,9 +218,45 @@ def test_each_half_switches_off_with_its_work() -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    for wrong in ({"kernel_size": 4}, {"dilation": 0}, {"compatibility": "both"}, {"normalization": "softmax"}, {"embedding": 0}):
+    for wrong in (
+        {"kernel_size": 4}, {"dilation": 0}, {"compatibility": "both"}, {"normalization": "softmax"}, {"embedding": 0},
+        {"pairwise_weight": math.nan}, {"superpixel_weight": math.inf}, {"kernel_size": 1, "centre": False},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="crf embedded"):
-            MessagePassing(4, **wrong)
+            Embedded(4, 2, **wrong)
+
+
+@pytest.mark.parametrize("pairwise_weight", [0.2, 0.0])
+def test_superpixels_of_other_images_are_refused(pairwise_weight: float) -> None:
+    """A kernel on a GPU would read past their end."""
+    module, features, image = MessagePassing(4, pairwise_weight=pairwise_weight), torch.randn(2, 4, 6, 6), torch.rand(2, 3, 24, 24)
+    for batch in (1, 3):
+        with pytest.raises(ValueError, match="do not fit features"):
+            module(features, image, torch.zeros(batch, 24, 24, dtype=torch.int32))
+
+
+def test_dividing_by_vanished_weights_has_a_finite_gradient() -> None:
+    module = MessagePassing(4, normalization="absolute")
+    with torch.no_grad():
+        module.compatibility_conv.weight.fill_(1)
+    for depth in (-1e4, -22.0, -15.0):  # sigmoids of 0, of 1e-38 and of 1e-26
+        features = torch.full((1, 4, 5, 5), depth, requires_grad=True)
+        output = module(features, torch.rand(1, 3, 5, 5), torch.zeros(1, 5, 5, dtype=torch.int32))
+        for value in (output, *torch.autograd.grad(output.square().sum(), [features, *module.parameters()])):
+            assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tokens_are_float32_in_a_network_of_half_precision(dtype: torch.dtype) -> None:
+    """Places beyond 256 do not exist in bfloat16."""
+    torch.manual_seed(7)
+    module = MessagePassing(4).to(dtype)
+    features, image = torch.randn(1, 4, 3, 300).to(dtype), torch.rand(1, 3, 12, 1200).to(dtype)
+    labels = torch.randint(0, 9, (1, 12, 1200))
+    low = module(features, image, labels)
+    expected = module.float()(features.float(), image.float(), labels)
+    assert low.dtype == dtype
+    assert (low.float() - expected).abs().max() <= torch.finfo(dtype).eps * expected.abs().max()
 
 
 def test_parameters_are_the_papers() -> None:

@@ -6,8 +6,9 @@ With features F, tokens f_i = [W_I I_i ; W_p PE_i] of the image and of the posit
     k(i, j) = f_i . f_j        mu(j) = sigmoid(w_c . F_j)        M_i = sum over j in G(i) of mu(j) k(i, j) F_j
     F*_i = F_i + superpixel_weight * (mean of F over the superpixel of i) + pairwise_weight * M_i
 
-Where paper and released code differ we follow the code: no 1/Z_i, the centre belongs to G(i), mu depends on j alone (the paper's form is
-`compatibility: pair`), the weights 0.1 and 0.2 are fixed. Differently from the code, its largest superpixel counts as well.
+Where paper and released code differ we follow the code: no 1/Z_i (`normalization` has some), the centre belongs to G(i) (the paper's sum
+over j != i is `centre: false`), mu depends on j alone (the paper's form is `compatibility: pair`), the weights 0.1 and 0.2 are fixed (1 in
+the paper). Differently from the code, its largest superpixel counts as well.
 
 Nine shifted multiply-adds take the place of nine copies of F (models/kernels/taps.py), and a sort that of a loop over superpixels
 (models/kernels/superpixels.py). F itself is the centre tap's weight of 1, so that one operation makes F*. Of the colours' 32 channels
@@ -51,11 +52,12 @@ class Embedded(nn.Module):
         pairwise_weight: float = 0.2,
         superpixel_weight: float = 0.1,
         normalization: Literal["none", "count", "absolute"] = "none",
+        centre: bool = True,
     ) -> None:
         super().__init__()
         self.messages = MessagePassing(
             channels, embedding=embedding, kernel_size=kernel_size, dilation=dilation, compatibility=compatibility,
-            pairwise_weight=pairwise_weight, superpixel_weight=superpixel_weight, normalization=normalization,
+            pairwise_weight=pairwise_weight, superpixel_weight=superpixel_weight, normalization=normalization, centre=centre,
         )  # fmt: skip
         self.needs_superpixels = superpixel_weight != 0
         self.dropout = nn.Dropout2d(dropout)
@@ -69,7 +71,7 @@ class Embedded(nn.Module):
 class MessagePassing(nn.Module):
     """F* of the module's text, from released weights' names. A weight of 0 leaves its half out, and out of the work.
 
-    normalization: M is divided by nothing, by the number of the window's taps, or by the sum of |mu k|.
+    normalization: M is divided by nothing, by the number of taps, or by the sum of |mu k|. centre: whether a pixel is a tap of its own.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class MessagePassing(nn.Module):
         pairwise_weight: float = 0.2,
         superpixel_weight: float = 0.1,
         normalization: Literal["none", "count", "absolute"] = "none",
+        centre: bool = True,
     ) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0 or dilation < 1 or embedding < 1:
@@ -93,7 +96,11 @@ class MessagePassing(nn.Module):
             raise ValueError(f"crf embedded: compatibility must be neighbour or pair, not {compatibility!r}")
         if normalization not in ("none", "count", "absolute"):
             raise ValueError(f"crf embedded: normalization must be none, count or absolute, not {normalization!r}")
-        self.window = (kernel_size, dilation)
+        if not math.isfinite(pairwise_weight) or not math.isfinite(superpixel_weight):
+            raise ValueError(f"crf embedded: its weights must be finite, not {pairwise_weight} and {superpixel_weight}")
+        if kernel_size == 1 and not centre:
+            raise ValueError("crf embedded: without its centre a window of kernel_size 1 is empty")
+        self.window, self.centre = (kernel_size, dilation), centre
         self.compatibility, self.normalization = compatibility, normalization
         self.pairwise_weight, self.superpixel_weight = pairwise_weight, superpixel_weight
         self.position_conv = nn.Conv2d(2 * WAVES, embedding, 1, bias=False)
@@ -105,13 +112,16 @@ class MessagePassing(nn.Module):
     def forward(self, features_BCHW: Tensor, image_B3hw: Tensor, superpixels_Bhw: Tensor | None) -> Tensor:
         """features_BCHW at any stride; image in [0, 1] and superpixels (any integers) of any size. Sums are float32 under autocast.
 
-        ValueError: superpixels are missing and superpixel_weight is not 0.
+        ValueError: superpixel_weight is not 0, and superpixels are missing or of another number of images.
         """
         labels_BHW = None
         if self.superpixel_weight != 0:
             if superpixels_Bhw is None:
                 raise ValueError("crf embedded needs superpixels: name a set of them, or set superpixel_weight: 0")
             labels_BHW = resize_nearest(superpixels_Bhw, size_of(features_BCHW))
+            if labels_BHW.shape != features_BCHW.shape[:1] + features_BCHW.shape[2:]:
+                sizes = f"{tuple(superpixels_Bhw.shape)} do not fit features {tuple(features_BCHW.shape)}"
+                raise ValueError(f"crf embedded: superpixels {sizes}")
         with nullcontext() if features_BCHW.is_meta else torch.autocast(features_BCHW.device.type, enabled=False):
             if self.pairwise_weight != 0:
                 return self.exchange(features_BCHW, image_B3hw, labels_BHW)
@@ -123,12 +133,15 @@ class MessagePassing(nn.Module):
     def exchange(self, features_BCHW: Tensor, image_B3hw: Tensor, labels_BHW: Tensor | None) -> Tensor:
         """F*, in one operation on F."""
         weights_BTHW = self.kernel(image_B3hw, features_BCHW) * self.compatibilities(features_BCHW)
-        if self.normalization == "absolute":
-            smallest = torch.finfo(weights_BTHW.dtype).tiny
-            weights_BTHW = weights_BTHW / weights_BTHW.abs().sum(1, keepdim=True).clamp(min=smallest)
         taps = weights_BTHW.shape[1]
         own_T11 = (torch.arange(taps, device=weights_BTHW.device) == taps // 2)[:, None, None]
-        scale = self.pairwise_weight / (taps if self.normalization == "count" else 1)
+        if not self.centre:
+            weights_BTHW = weights_BTHW * ~own_T11
+        if self.normalization == "absolute":
+            # The sum is 0 where sigmoids underflow; its square, by which the gradient divides, must not.
+            smallest = math.sqrt(torch.finfo(weights_BTHW.dtype).tiny)
+            weights_BTHW = weights_BTHW / weights_BTHW.abs().sum(1, keepdim=True).clamp(min=smallest)
+        scale = self.pairwise_weight / (taps - (not self.centre) if self.normalization == "count" else 1)
         found = None
         if labels_BHW is not None:
             index_BN, order_BN, starts_BM, shares_BS = segments(labels_BHW)
@@ -140,7 +153,7 @@ class MessagePassing(nn.Module):
         """k(i, j) for each tap j of each pixel i: BTHW. Its halves add up; that of the positions is the same in every image."""
         place_1EHW = self.places(features_BCHW)
         colour_B3HW = resize(image_B3hw.to(place_1EHW.dtype), size_of(features_BCHW))
-        weight_E3 = self.image_conv.weight.flatten(1)
+        weight_E3 = at_least_float32(self.image_conv.weight).flatten(1)
         metric_33 = (weight_E3[:, :, None] * weight_E3[:, None, :]).sum(0)
         measured_B3HW = (metric_33[:, :, None, None] * colour_B3HW[:, None]).sum(2)
         declare(2 * self.window[0] ** 2 * (place_1EHW.numel() + colour_B3HW.numel()) + 2 * 3 * colour_B3HW.numel())
@@ -148,7 +161,7 @@ class MessagePassing(nn.Module):
 
     def places(self, features_BCHW: Tensor) -> Tensor:
         """W_p PE of each pixel, 1EHW in float32 at least: its channels are first those of x, then those of y."""
-        weights = self.position_conv.weight.flatten(1).chunk(2, dim=1)
+        weights = at_least_float32(self.position_conv.weight).flatten(1).chunk(2, dim=1)
         x_EW, y_EH = (
             (weight_EC[:, :, None] * waves(length, weight_EC)).sum(1)
             for weight_EC, length in zip(weights, reversed(size_of(features_BCHW)), strict=True)
@@ -157,7 +170,8 @@ class MessagePassing(nn.Module):
 
     def compatibilities(self, features_BCHW: Tensor) -> Tensor:
         """mu(j), or mu(i, j), for each tap j of each pixel i: BTHW."""
-        scores_BOHW = _Scores.apply(features_BCHW, self.compatibility_conv.weight.view(-1, features_BCHW.shape[1]))
+        weight_OC = at_least_float32(self.compatibility_conv.weight).view(-1, features_BCHW.shape[1])
+        scores_BOHW = _Scores.apply(features_BCHW, weight_OC)
         if features_BCHW.is_cuda:  # elsewhere it is a convolution, which is counted
             declare(2 * scores_BOHW.shape[1] * features_BCHW.numel())
         if self.compatibility == "neighbour":
