@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import extraction, files, transfer
+from pipeline import containers, extraction, files, transfer
 from pipeline.accounts import Account
 from pipeline.digests import digests, remember
 from pipeline.errors import BusyError, UserError
@@ -185,7 +185,7 @@ def difference(expected: Mapping[str, str], path: Path, name: str, origin: str) 
 
 def damaged(path: Path, name: str) -> str | None:
     """What reading the archive to its end finds wrong: a phrase that follows its name, or nothing."""
-    if not name.lower().endswith(extraction.SUFFIXES):
+    if not name.lower().endswith(containers.SUFFIXES):
         return None
     try:
         extraction.verify(path)

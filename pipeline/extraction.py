@@ -1,68 +1,21 @@
 """Safe extraction of zip and tar archives into the store: whole or not at all, and nothing outside the folder.
 
-Every entry is written by this file, not by the archive libraries: names that leave the folder, links that leave it,
-devices, entries that write through a link, names given twice, passwords and bombs are refused with the entry's name.
+Every entry is written by this file, not by the archive libraries: names that leave the folder, links that leave it, entries that
+write through a link and names given twice are refused with the entry's name, as is in `containers` what is no file, folder or link.
 A killed extraction leaves a folder of another name, which the next one removes.
 """
 
-import bz2
 import contextlib
-import gzip
-import lzma
 import os
 import shutil
-import stat
-import struct
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any, Literal, Self
 
 from pipeline import files, store
+from pipeline.containers import BLOCK, Entry, reading
 from pipeline.digests import digests
 from pipeline.errors import UserError
 from pipeline.progress import track
-
-SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
-BLOCK = 1 << 20
-BOMB_RATIO, BOMB_BYTES = 100, 4 << 30  # an archive that unpacks beyond both is refused
-QUIET = 500  # archives of fewer entries are unpacked without progress
-DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, tarfile.TarError, struct.error, ValueError, NotImplementedError)
-COMPRESSED: dict[bytes, Callable[[IO[bytes]], Any]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
-    b"BZh": lambda file: bz2.BZ2File(file),
-    b"\xfd7zXZ": lambda file: lzma.LZMAFile(file),  # noqa: SIM115 it ends with `file`
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One member of an archive. `target`: where a link points (symbolic: from its own folder, hard: from the top)."""
-
-    name: str
-    kind: Literal["file", "folder", "symbolic", "hard"]
-    size: int = 0
-    target: str = ""
-    content: Callable[[], IO[bytes]] | None = None
-
-
-class CompleteTarInfo(tarfile.TarInfo):
-    """A tar header that must be there: tarfile ends silently, with fewer files, at a damaged or missing one."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """The header in a block of 512 bytes; only a block of zeros ends an archive."""
-        if len(buf) < tarfile.BLOCKSIZE:
-            raise EOFError("its end is missing")
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if any(buf):
-                raise tarfile.ReadError(str(error)) from None
-            raise
 
 
 def folder_of(sha256: str) -> Path:
@@ -138,79 +91,6 @@ def verify(archive: Path) -> None:
                         pass
 
 
-@contextlib.contextmanager
-def reading(archive: Path) -> Iterator[tuple[Iterator[Entry], int | None]]:
-    """An archive's entries and their number (0: too few to show progress, None: unknown); faults become UserErrors."""
-    try:
-        with archive.open("rb") as file:
-            start = file.read(512)
-            file.seek(0)
-            if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-                yield zip_entries(archive, file)
-            else:
-                unpacked = next((wrap(file) for magic, wrap in COMPRESSED.items() if start.startswith(magic)), file)
-                yield tar_entries(archive, unpacked), None
-    except UserError:
-        raise
-    except (EOFError, OSError, *DAMAGE) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault; without a number the archive's
-            raise
-        truncated = isinstance(error, EOFError) or "unexpected end of data" in str(error)
-        fault = "truncated" if truncated else "damaged, or no zip or tar archive"
-        raise UserError(f"{archive} is {fault} ({error}): delete it and download it again") from None
-
-
-def zip_entries(archive: Path, file: IO[bytes]) -> tuple[Iterator[Entry], int]:
-    """A zip file's entries and their number, from the directory at its end."""
-    if zipfile.is_zipfile(file):
-        file.seek(0)
-    else:  # yet it begins as one
-        raise EOFError("the directory at its end is missing")
-    container = zipfile.ZipFile(file)
-    members = container.infolist()
-    refuse_bomb(sum(member.file_size for member in members), archive)
-    return (zip_entry(container, member, archive) for member in members), len(members) if len(members) >= QUIET else 0
-
-
-def zip_entry(container: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) -> Entry:
-    """One entry of a zip file."""
-    if member.flag_bits & 1:
-        raise UserError(f"{archive}: {member.filename} is encrypted: only archives without a password can be extracted")
-    name, mode = member.filename.replace("\\", "/"), member.external_attr >> 16
-    if name.endswith("/"):
-        return Entry(name, "folder")
-    if stat.S_ISLNK(mode):
-        return Entry(name, "symbolic", target=container.read(member).decode(errors="surrogateescape"))
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-        raise UserError(f"{archive}: {member.filename} is a device or pipe: refused")
-    return Entry(name, "file", member.file_size, content=lambda: container.open(member))
-
-
-def tar_entries(archive: Path, file: IO[bytes]) -> Iterator[Entry]:
-    """A tar file's entries, in one pass; the rest of a compressed stream is read too, for its checksum."""
-    container = tarfile.open(fileobj=file, mode="r:", tarinfo=CompleteTarInfo)  # noqa: SIM115 `file` is the caller's
-    total = 0
-    while (member := container.next()) is not None:
-        total += member.size
-        refuse_bomb(total, archive)
-        yield tar_entry(container, member, archive)
-    while file.read(BLOCK):
-        pass
-
-
-def tar_entry(container: tarfile.TarFile, member: tarfile.TarInfo, archive: Path) -> Entry:
-    """One entry of a tar file."""
-    if member.isdir():
-        return Entry(member.name, "folder")
-    if member.issym() or member.islnk():
-        return Entry(member.name, "symbolic" if member.issym() else "hard", target=member.linkname)
-    if not member.isreg():
-        raise UserError(f"{archive}: {member.name} is a device or pipe: refused")
-    content = container.extractfile(member)
-    assert content is not None
-    return Entry(member.name, "file", member.size, content=lambda: content)
-
-
 def unpack(entries: Iterator[Entry], folder: Path, archive: Path) -> None:
     """Write `entries` under `folder`: files as they come, then the links, so that nothing is written through one."""
     links: list[Entry] = []
@@ -281,9 +161,3 @@ def refuse_outside(path: Path, folder: Path, name: str, archive: Path) -> None:
     """Refuse a path that, links followed, is not below `folder`."""
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise UserError(f"{archive}: the link {name} leaves the folder that it is extracted to: refused")
-
-
-def refuse_bomb(total: int, archive: Path) -> None:
-    """Refuse an archive that unpacks to `total` bytes, far more than a data set's does."""
-    if total > BOMB_BYTES and total > BOMB_RATIO * archive.stat().st_size:
-        raise UserError(f"{archive} unpacks to more than {total / 1e9:.1f} GB, over {BOMB_RATIO} times its size: refused as a bomb")

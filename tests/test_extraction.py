@@ -1,5 +1,6 @@
 """Archives that tests build: good ones come out whole, hostile and damaged ones leave nothing behind."""
 
+import bz2
 import hashlib
 import io
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import extraction
+from pipeline import containers, extraction
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -169,11 +170,43 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: py
     bombs = [make_zip(tmp_path / "a.zip", ("x", zeros)), make_tar(tmp_path / "a.tgz", member("x", content=zeros), mode="w:gz")]
     for number, bomb in enumerate(bombs):
         extraction.extract(bomb, tmp_path / f"out{number}")  # by its ratio alone it is no bomb
-    monkeypatch.setattr(extraction, "BOMB_BYTES", 1_000_000)
+    monkeypatch.setattr(containers, "BOMB_BYTES", 1_000_000)
     for bomb in bombs:
         refused(bomb, "refused as a bomb")
         with pytest.raises(UserError, match="bomb"):
             extraction.verify(bomb)
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_what_never_ends_is_refused(tmp_path: Path, end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams one behind the other, 45 bytes for 45 MB of zeros: before the first header, or after the last one."""
+    monkeypatch.setattr(containers, "BOMB_BYTES", 60_000_000)
+    start = make_tar(tmp_path / "x.tar", member("x", content=NOISE)).read_bytes() if end else b""
+    bomb = tmp_path / "a.tar.bz2"
+    bomb.write_bytes(bz2.compress(start) + bz2.compress(bytes(45_000_000)) * 800)
+    assert bomb.stat().st_size < 100_000
+    began = time.monotonic()
+    refused(bomb, "refused as a bomb")
+    assert time.monotonic() - began < 30  # all of it, 36 GB, takes minutes
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_name_of_gigabytes_is_not_read_into_memory(tmp_path: Path, kind: bytes) -> None:
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = kind, 3 << 30
+    (tmp_path / "a.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    refused(tmp_path / "a.tar", "a name of 3221225472 bytes")
+
+
+def test_a_link_of_megabytes_is_not_read_into_memory(tmp_path: Path) -> None:
+    refused(make_zip(tmp_path / "a.zip", (special("x", stat.S_IFLNK | 0o777), b"y" * 2_000_000)), "the link x names its target in 2000000")
+
+
+def test_names_of_names_are_damage(tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 4
+    (tmp_path / "a.tar").write_bytes((entry.tobuf(tarfile.GNU_FORMAT) + b"name".ljust(512, b"\0")) * 2000)
+    refused(tmp_path / "a.tar", "damaged")
 
 
 def test_a_size_that_lies_is_damage(tmp_path: Path) -> None:
