@@ -110,7 +110,8 @@ for (k, d, C, h, w), dtype, layout in zip(cases, [torch.float64, torch.float32, 
     g = torch.randn(2, C, h, w).to(dtype).flatten(2)
     weights = torch.randn(2, k * k, h * w, dtype=torch.promote_types(dtype, torch.float32))
     window = [w, k, d]
-    for found in [list(segments(torch.randint(-1, 6, (2, h, w)))), []][: 2 if k == 5 else 1]:
+    found = list(segments(torch.randint(-1, 6, (2, h, w))))
+    for found in [found, [*found[:3], -found[3]], []][: 3 if k == 5 else 1]:
         ours = [
             messages.weighted_sum(x, weights, window, found), messages.transposed_sum(g, weights, window, found),
             *messages.gradients(g, x, weights, window, found), messages.products(g, x, window),

@@ -137,7 +137,7 @@ def table_kernel(
     while start < N:
         end, share = tl.load(starts_ptr + slot + 1), tl.load(shares_ptr + image * N + slot).to(SUM)
         total = tl.zeros((CHANNELS, PIXELS), SUM)
-        if share > 0:
+        if share != 0:
             for first in range(start, end, PIXELS):
                 mask = first + member < end
                 pixel = tl.load(order_ptr + image * N + first + member, mask=mask, other=0)
@@ -163,8 +163,8 @@ def _launch_sum(x_BCN: Tensor, weights_BTN: Tensor, window: Sequence[int], segme
     index, table = _tables(x_BCN, segments)
     grid = (triton.cdiv(pixels, constants["PIXELS"]), triton.cdiv(channels, constants["CHANNELS"]), batch)
     constants |= {"TURNED": turned, "SEGMENTS": bool(segments)}
-    _on(sum_kernel, *grid)(
-        x_BCN, weights_BTN.contiguous(), out_BCN, index, table, channels, pixels // window[0], window[0],
+    _launch(
+        sum_kernel, grid, x_BCN, weights_BTN.contiguous(), out_BCN, index, table, channels, pixels // window[0], window[0],
         *x_BCN.stride(), *out_BCN.stride(), **constants,
     )  # fmt: skip
     return out_BCN
@@ -175,9 +175,10 @@ def products(a_BCN: Tensor, b_BCN: Tensor, window: Sequence[int]) -> Tensor:
     batch, channels, pixels = a_BCN.shape
     constants, taps = _constants(a_BCN, window), window[1] ** 2
     out_BTN = a_BCN.new_empty(batch, taps, pixels, dtype=torch.promote_types(a_BCN.dtype, torch.float32))
-    _on(product_kernel, triton.cdiv(pixels, constants["PIXELS"]) * taps, batch)(
-        a_BCN, b_BCN, out_BTN, channels, pixels // window[0], window[0], *a_BCN.stride(), *b_BCN.stride(), **constants
-    )
+    _launch(
+        product_kernel, (triton.cdiv(pixels, constants["PIXELS"]) * taps, batch), a_BCN, b_BCN, out_BTN,
+        channels, pixels // window[0], window[0], *a_BCN.stride(), *b_BCN.stride(), **constants,
+    )  # fmt: skip
     return out_BTN
 
 
@@ -192,8 +193,9 @@ def gradients(
     index, table = _tables(g_BCN, segments)
     parts = taps + triton.cdiv(channels, constants["CHANNELS"])
     constants |= {"SEGMENTS": bool(segments)}
-    _on(gradient_kernel, triton.cdiv(pixels, constants["PIXELS"]) * parts, batch)(
-        g_BCN, x_BCN, weights_BTN.contiguous(), to_x_BCN, to_weights_BTN, index, table, channels, pixels // window[0], window[0],
+    _launch(
+        gradient_kernel, (triton.cdiv(pixels, constants["PIXELS"]) * parts, batch), g_BCN, x_BCN, weights_BTN.contiguous(),
+        to_x_BCN, to_weights_BTN, index, table, channels, pixels // window[0], window[0],
         *g_BCN.stride(), *x_BCN.stride(), *to_x_BCN.stride(), **constants,
     )  # fmt: skip
     return to_x_BCN, to_weights_BTN
@@ -206,15 +208,15 @@ def segment_table(x_BCN: Tensor, segments: Sequence[Tensor]) -> Tensor:
     table_BSC = x_BCN.new_empty(batch, pixels, channels, dtype=torch.promote_types(x_BCN.dtype, torch.float32))
     programs, block = min(SLOTS, pixels), min(32, triton.next_power_of_2(channels))
     constants: dict[str, Any] = {"PROGRAMS": programs, "SUM": _sum_type(x_BCN), "CHANNELS": block, "PIXELS": 32}
-    _on(table_kernel, programs, triton.cdiv(channels, block), batch)(
-        x_BCN, table_BSC, order_BN, starts_BM, shares_BS, channels, pixels, *x_BCN.stride(), **constants
-    )
+    grid = (programs, triton.cdiv(channels, block), batch)
+    _launch(table_kernel, grid, x_BCN, table_BSC, order_BN, starts_BM, shares_BS, channels, pixels, *x_BCN.stride(), **constants)
     return table_BSC
 
 
-def _on(kernel: Any, *grid: int) -> Any:
-    """The kernel on a grid; Any, as its constants are declared as constexpr and given as plain values."""
-    return kernel[grid]
+def _launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *rest: Tensor | int, **constants: Any) -> None:
+    """The kernel on the first tensor's GPU, which need not be the current one, as Triton takes it to be."""
+    with torch.cuda.device_of(like):
+        kernel[grid](like, *rest, **constants)
 
 
 def _tables(x_BCN: Tensor, segments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
