@@ -7,27 +7,14 @@ import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol, TypeVar
 
+from cluster import C
 from pipeline.errors import UserError, words
 from pipeline.lifeline import die_with_parent
-from pipeline.schema import Launch
 
 GRACE = 10.0  # seconds that the other ranks get to end by themselves
 GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TOLD, LOST = 2, 3  # how a rank ends that sent its reason, or that only lost another one
-
-
-class Launchable(Protocol):
-    """A config that says where it runs."""
-
-    @property
-    def launch(self) -> Launch:
-        """The profile."""
-        ...
-
-
-C = TypeVar("C", bound=Launchable)
 
 
 def launch(work: Callable[[C], None], config: C) -> None:

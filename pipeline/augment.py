@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.schema import Data, Jitter, Pair
+from pipeline.ranges import Pair
+from pipeline.schema import Data, Jitter
 
 IGNORED = 255  # the label of void and of padding
 NO_SUPERPIXEL = -1

@@ -3,7 +3,6 @@
 Reading needs neither torch nor the datasets' code; `pipeline.check` goes on from here and tries what the names stand for.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any, TypeVar
 
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.schema import Config, DenseCRF, Evaluation, Launch, Params, names
-from pipeline.strict import Section, adapter, parse, read_yaml, suggestion
+from pipeline.profiles import Launch, load_profile, profile_name
+from pipeline.schema import Config, DenseCRF, Evaluation, Params
+from pipeline.strict import Section, adapter, names, parse, read_yaml, suggestion
 
 T = TypeVar("T")
 PARAMS = Path("params.yaml")
-PROFILES = Path(__file__).parent.parent / "cluster" / "profiles"
 SECTIONS = ("data", "superpixels", "backbone", "auxiliary", "train", "methods", "finetunes", "evaluate", "evaluations", "tune", "launch")
 RUN_KEYS = ("head", "crf", "loss", "superpixels", "projection", "backbone", "auxiliary", "train")
 FINETUNE_KEYS = ("from", "freeze", "images", "alternate")
@@ -41,23 +40,6 @@ def load(file: Path = PARAMS) -> Params:
         raise UserError(f"{file}: evaluations is empty: there would be nothing to report; add one, as in fcn: {{of: fcn}}")
     evaluations = {name: read_evaluation(top, name, {**methods, **finetunes}, launch) for name in top.part("evaluations").raw}
     return Params(path=file, data=data, superpixels=sets, methods=methods, finetunes=finetunes, evaluations=evaluations, launch=launch)
-
-
-def profile_name(top: Section) -> str:
-    """The launch profile's name: the environment's before the file's."""
-    chosen = os.environ.get("LAUNCH") or top.raw.get("launch", "local")
-    if not isinstance(chosen, str):
-        raise UserError(f"{top.file}: launch must be a profile's name or a path, not {chosen!r}")
-    return chosen
-
-
-def load_profile(chosen: str) -> Launch:
-    """A launch profile: a name in cluster/profiles, or the path of a YAML file."""
-    file = Path(chosen) if chosen.endswith((".yaml", ".yml")) else PROFILES / f"{chosen}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
-        raise UserError(f"launch profile {chosen!r} does not exist{suggestion(chosen, known)}, or the path of a .yaml file")
-    return read_yaml(file).parse(Launch, name=file.stem)
 
 
 def read_data(section: Section) -> schema.Data:
@@ -156,10 +138,9 @@ def check_train(config: Config, file: Path, place: str) -> None:
     """The global batch must be the same on every process and in every accumulated part, and the rate must decay downwards."""
     if config.train.min_lr > config.train.lr:
         raise UserError(f"{file}: {place}: train.min_lr {config.train.min_lr} is larger than train.lr {config.train.lr}")
-    shares = config.launch.processes * config.train.accumulate
-    if config.train.batch_size % shares:
+    if config.train.batch_size % (config.launch.world * config.train.accumulate):
         raise UserError(
-            f"{file}: {place}: train.batch_size {config.train.batch_size} does not divide by {config.launch.processes} processes "
+            f"{file}: {place}: train.batch_size {config.train.batch_size} does not divide by {config.launch.world} processes "
             f"(launch profile {config.launch.name}) x {config.train.accumulate} accumulated parts"
         )
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import UserError
-from pipeline.schema import Launch
+from pipeline.profiles import Launch
 
 
 def rank() -> int:
@@ -56,19 +56,25 @@ def cores() -> int:
 
 
 def agree(fault: str | None) -> str | None:
-    """The first fault that any rank has, on all ranks; every rank must call this equally often.
+    """The first fault that any rank has, on all ranks; every rank must call this equally often."""
+    return verdict(fault, stop=False)[0]
+
+
+def verdict(fault: str | None, *, stop: bool) -> tuple[str | None, bool]:
+    """`agree`, and whether any rank wants to stop.
 
     It runs over the CPU's backend, so that a GPU's queue is not waited for.
     """
     if world() == 1:
-        return fault
-    flag = torch.tensor([0 if fault is None else 1])
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    if not flag.item():
-        return None
+        return fault, stop
+    flags = torch.tensor([fault is not None, stop], dtype=torch.int32)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    failed, stop = flags.bool().tolist()
+    if not failed:
+        return None, stop
     faults: list[str | None] = [None] * world()
     dist.all_gather_object(faults, fault)
-    return next(entry for entry in faults if entry is not None)
+    return next(entry for entry in faults if entry is not None), stop
 
 
 def mean_over_ranks(values: list[float]) -> list[float]:

@@ -1,18 +1,14 @@
-"""The typed sections of params.yaml and of the launch profiles: frozen dataclasses, each number with its meaning."""
+"""The typed sections of params.yaml: frozen dataclasses, each number with its meaning."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-Positive = Annotated[int, Field(gt=0)]
-Whole = Annotated[int, Field(ge=0)]
-Real = Annotated[float, Field(allow_inf_nan=False)]
-PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Pair = tuple[Positive, Positive]
+from pipeline.profiles import Launch
+from pipeline.ranges import Fraction, Pair, Positive, PositiveReal, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,23 +122,6 @@ class Finetune:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
-    """A launch profile: where and how a run executes. Nothing here can change a weight."""
-
-    name: str
-    backend: Literal["local"]
-    processes: Positive = 1  # one for each device
-    threads: Positive | None = None  # of each process; null: the cores divided by the processes
-    workers: Whole = 1  # data workers of each process
-    decoded: bool = False  # whether training images are kept decoded in the store, and read from there
-    save_every: Positive = 200  # steps between checkpoints
-    keep: Positive = 2  # checkpoints kept
-    log_every: Positive = 10  # steps between records
-    bars: bool = True
-    tracking: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What a result depends on besides its settings: hashes of manifests and code, versions, the parent's hash."""
 
@@ -223,8 +202,3 @@ class Params:
     finetunes: Mapping[str, Config]
     evaluations: Mapping[str, Evaluation]
     launch: Launch
-
-
-def names(section: type) -> list[str]:
-    """The keys that a section knows."""
-    return [entry.name for entry in fields(section)]

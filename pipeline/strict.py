@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,6 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.schema import names
 
 T = TypeVar("T")
 
@@ -46,6 +46,11 @@ class Section:
         """This section as the dataclass `kind`; `added` fields do not come from the file."""
         self.only([key for key in names(kind) if key not in added])
         return parse(kind, self.raw | added, self.file, self.place)
+
+
+def names(section: type) -> list[str]:
+    """The keys that a section knows."""
+    return [entry.name for entry in fields(section)]
 
 
 def suggestion(key: str, known: Collection[str]) -> str:

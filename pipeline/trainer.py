@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from models import backbone
-from pipeline import checkpoint, data, files, optim, prepared, runs
+from pipeline import checkpoint, data, files, optim, prepared, runs, stopping
 from pipeline.data import Fault
-from pipeline.distributed import agree, process_group, rank, world
+from pipeline.distributed import agree, process_group, rank, verdict, world
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint, settings, verify
 from pipeline.monitor import Monitor, curve, summary
 from pipeline.schema import Config
 from pipeline.step import Training
+from pipeline.stopping import StoppedError
 from pipeline.tracking import Mirror
 
 Report = Callable[[Mapping[str, float]], None]
@@ -36,6 +37,7 @@ def train(config: Config, report: Report = silent) -> None:
 
     Raises:
         UserError: on all ranks alike, for a second writer, a bad sample or a non-finite loss; the last checkpoint stays.
+        StoppedError: on all ranks alike, after a checkpoint, once `stopping.asked` is set on any.
     """
     with process_group(config.launch) as device, writing(config):
         if runs.is_finished(config):
@@ -103,9 +105,12 @@ def fit(config: Config, training: Training, manifest: prepared.Prepared, monitor
         began = time.monotonic()
         batch = next(batches)
         monitor.waited += time.monotonic() - began
-        fault = agree(batch.message if isinstance(batch, Fault) else None)
+        fault, stop = verdict(batch.message if isinstance(batch, Fault) else None, stop=stopping.asked.is_set())
         if fault is not None or isinstance(batch, Fault):
             raise UserError(fault)
+        if stop:
+            on_rank_0(functools.partial(save, config, training, monitor, number))
+            raise StoppedError(f"{config.name}, seed {config.seed}: stopped after step {number}, as asked; run it again and it goes on")
         terms = training.step(batch, number)
         if monitor.due(number + 1):
             report(monitor.row(number + 1, optim.learning_rate(config.train, number), terms, training.scaling()))

@@ -22,7 +22,7 @@ def main() -> None:
     check(params)
     check_prepared(params)
 
-    from cluster.local import launch
+    from cluster import launch
     from pipeline.evaluation import RESULTS, evaluate
 
     launch(evaluate, evaluation)

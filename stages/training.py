@@ -30,7 +30,7 @@ def train_run(kind: str, name: str, *, dry_run: bool = False, overfit: bool = Fa
 
 def train_seeds(seeds: list[Config]) -> None:
     """Train what is not finished, one seed after the other, and publish all."""
-    from cluster.local import launch
+    from cluster import launch
     from pipeline.trainer import train
 
     for seed in seeds:
@@ -49,14 +49,14 @@ def plan(seeds: list[Config]) -> str:
     from pipeline.data import training_images
 
     images = len(training_images(first, prepared.read()))
-    share = train.batch_size // launch.processes // train.accumulate
+    share = train.batch_size // launch.world // train.accumulate
     lines = [
         f"run         {first.name}: head {first.head.name}, crf {first.crf.name}, loss {first.loss.name}, superpixels {first.superpixels}",
         f"network     {first.backbone.name}, output stride {first.backbone.output_stride}, {millions:.2f} million parameters",
         f"data        {first.data.dataset}: {images} training images, crop {first.data.crop[0]} x {first.data.crop[1]}",
         f"steps       {train.iterations} of {train.batch_size} images: {train.iterations * train.batch_size / images:.1f} epochs",
         f"optimizer   {train.optimizer}, lr {train.lr}, {train.precision}",
-        f"where       {launch.name}: {launch.processes} process(es) x {train.accumulate} part(s) x {share} images",
+        f"where       {launch.name}: {launch.world} process(es) x {train.accumulate} part(s) x {share} images",
     ]
     for seed in seeds:
         lines.append(f"seed {seed.seed:<6} {fingerprints.fingerprint(seed)}: {state(seed)}")

@@ -18,7 +18,8 @@ from pipeline import data, store, superpixels
 from pipeline.data import Batch, Fault
 from pipeline.errors import UserError
 from pipeline.prepared import Prepared
-from pipeline.schema import Backbone, Config, Data, Finetune, Jitter, Launch, Part, SuperpixelSet, Train
+from pipeline.profiles import Launch
+from pipeline.schema import Backbone, Config, Data, Finetune, Jitter, Part, SuperpixelSet, Train
 from tests.stored import publish, put, put_pair, textured
 
 ROOT = Path(__file__).parents[1]

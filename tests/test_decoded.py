@@ -18,11 +18,11 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline import config as configs
 from pipeline import decoded, files, prepared, store, superpixels
 from pipeline.data import Batch, Fault
 from pipeline.errors import UserError
 from pipeline.prepared import Pair, Prepared
+from pipeline.profiles import load_profile
 from pipeline.schema import Config, Jitter
 from tests.stored import publish, put, put_pair, textured
 from tests.test_data import SLIC, batches, config, fault, same
@@ -240,6 +240,6 @@ def test_processes_at_once_share_the_work(images: Prepared):
 
 
 def test_the_profile_asks_for_it(workspace: Path):
-    assert configs.load_profile("local").decoded is False
+    assert load_profile("local").decoded is False
     Path("mine.yaml").write_text(yaml.safe_dump({"backend": "local", "decoded": True}))
-    assert configs.load_profile("mine.yaml").decoded is True
+    assert load_profile("mine.yaml").decoded is True

@@ -18,7 +18,8 @@ from torch.nn.functional import interpolate, pad
 
 from pipeline import inference
 from pipeline.inference import Network, Whole, predict, resized_rows, scaled_size, starts
-from pipeline.schema import Evaluation, Launch
+from pipeline.profiles import Launch
+from pipeline.schema import Evaluation
 
 PADDING = (0.4, 0.5, 0.3)
 
@@ -172,7 +173,8 @@ import pathlib, sys, torch
 from types import SimpleNamespace
 from PIL import Image
 from pipeline.inference import Network, predict
-from pipeline.schema import Evaluation, Launch
+from pipeline.profiles import Launch
+from pipeline.schema import Evaluation
 
 class Tiny(torch.nn.Module):
     def __init__(self):

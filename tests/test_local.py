@@ -13,7 +13,7 @@ import pytest
 
 from cluster import local
 from pipeline.errors import UserError
-from pipeline.schema import Launch
+from pipeline.profiles import Launch
 
 
 @dataclass(frozen=True)

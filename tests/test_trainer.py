@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Project
 
-from pipeline import checkpoint, fingerprint, runs
+from cluster import launch
+from pipeline import checkpoint, fingerprint, runs, stopping, trainer
+from pipeline.distributed import rank, world
 from pipeline.errors import UserError
+from pipeline.schema import Config
 
 WAIT = 120.0
 
@@ -80,6 +84,33 @@ def test_killed_and_run_again_gives_the_same_bits(project: Project, processes: i
     assert project.stage("train", method) == 0
     assert weights(project, method) == expected
     assert [row["loss"] for row in record(project, method)] == expected_rows
+
+
+def train_and_stop(config: Config) -> None:
+    """What a launcher does that is warned once, in one rank, in mid-training."""
+
+    def report(row: Mapping[str, float]) -> None:
+        if row["step"] == 6 and rank() == world() - 1:
+            stopping.asked.set()
+
+    trainer.train(config, report)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_request_to_stop_saves_first_and_loses_no_step(project: Project, processes: int) -> None:
+    """`save_every` would save at 4 and 8 only; the request comes during step 6."""
+    project.profile["processes"] = processes
+    assert project.stage("train", "fcn") == 0
+    expected = weights(project, "fcn")
+    fresh(project)
+    config = project.config("fcn")
+    with contextlib.chdir(project.folder), pytest.raises(UserError, match="fcn, seed 0: stopped after step 6, as asked"):
+        launch(train_and_stop, config)
+    stopping.asked.clear()
+    assert checkpoints(project, "fcn") == [4, 6]
+    assert project.stage("train", "fcn") == 0
+    assert weights(project, "fcn") == expected
+    assert "training from step 6 to 12" in (project.folder / "runs/fcn/seed-0/log.txt").read_text()
 
 
 def children(parent: int) -> list[int]:
