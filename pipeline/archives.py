@@ -12,7 +12,7 @@ import os
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ MISMATCH = "has a checksum mismatch"
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A file that a dataset needs. `note`: its licence, or how to get it by hand; `size` in bytes, where it is known exactly."""
+    """A file that a dataset needs. `note`: its licence, or how large it is; `size` in bytes, where it is known exactly."""
 
     name: str  # the file name that is looked up in DATA_ARCHIVES and data/archives
     urls: tuple[str, ...] = ()  # mirrors, in the order in which they are tried
@@ -39,6 +39,7 @@ class Archive:
     md5: str | None = None
     size: int | None = None
     note: str = ""
+    gate: str = ""  # what its site asks of a person who wants it
     account: Account | None = None  # whose login the addresses ask for
 
     @property
@@ -67,6 +68,20 @@ def fetch(archive: Archive, folder: Path = FOLDER) -> Fetched:
             accept = f", or if the change is meant, accept it with `{COMMAND} --accept {archive.name}`" if changed else ""
             raise UserError(f"{path} {reason}: delete it and get it again{accept}")
         return fetched(path)
+
+
+def refuse_gated(wanted: Iterable[Archive], folder: Path = FOLDER) -> None:
+    """Refuse, all in one message and before the first byte, archives that a person must get: nowhere here, and no address to ask."""
+    lacking = [archive for archive in wanted if find(archive, folder) is None and not addresses(archive)]
+    if not lacking:
+        return
+    named = " and ".join(archive.name + (f" ({archive.note})" if archive.note else "") for archive in lacking)
+    gates = "; ".join(dict.fromkeys(archive.gate for archive in lacking if archive.gate)) or "no address is known"
+    one = len(lacking) == 1
+    raise UserError(
+        f"{named} {'is' if one else 'are'} not in {folder}{beside()}: {gates}; put {'it' if one else 'them'} as downloaded into {folder}, "
+        f"or into any folder and set DATA_ARCHIVES to that folder, and run this again"
+    )
 
 
 def locate(archive: Archive, folder: Path = FOLDER) -> Path:
@@ -112,6 +127,7 @@ def addresses(archive: Archive) -> tuple[str, ...]:
 
 def download(archive: Archive, folder: Path) -> Fetched:
     """Try every address; the file gets its name when it is whole and right."""
+    refuse_gated([archive], folder)
     reasons = []
     urls = addresses(archive)
     for url in urls:
@@ -122,11 +138,10 @@ def download(archive: Archive, folder: Path) -> Fetched:
             reasons.append(f"{url}: {error}")
             if url != urls[-1]:
                 warn(reasons[-1])
-    tried = f"cannot be downloaded ({'; '.join(reasons)})" if reasons else "has no address to download it from"
-    note = f" ({archive.note})" if archive.note else ""
+    note = "; ".join(text for text in (archive.note, archive.gate) if text)
     raise UserError(
-        f"{archive.name} {tried} and is not in {folder}{beside()}: get it by other means{note}, "
-        f"put it into a folder and set DATA_ARCHIVES to that folder"
+        f"{archive.name} cannot be downloaded ({'; '.join(reasons)}) and is not in {folder}{beside()}: get it by other means"
+        f"{f' ({note})' if note else ''}, put it into a folder and set DATA_ARCHIVES to that folder"
     )
 
 

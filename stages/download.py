@@ -27,6 +27,7 @@ def main() -> None:
     wanted = {archive.name: archive for archive in datasets.build(params.data).archives}
     for name in accepted:
         archives.forget(config.find(wanted, name, f"dataset {params.data.dataset}", params.path))
+    archives.refuse_gated(wanted.values())
     fetched = {name: archives.fetch(archive) for name, archive in wanted.items()}
     for name, archive in fetched.items():
         print(f"{name}: {archive.size / 1e6:.1f} MB in {archive.path}, SHA-256 {archive.sha256[:16]}...")

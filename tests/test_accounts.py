@@ -84,7 +84,7 @@ def archive(site: Site, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Arc
     monkeypatch.setenv("A_USERNAME", USER)
     monkeypatch.setenv("A_PASSWORD", SECRET)
     account = Account(f"{site.address}/login", "A_USERNAME", "A_PASSWORD", {"submit": "Login"})
-    return Archive(name="a.zip", urls=(f"{site.address}/file?id=3",), note="set A_USERNAME and A_PASSWORD", account=account)
+    return Archive(name="a.zip", urls=(f"{site.address}/file?id=3",), note="1 MB", gate="set A_USERNAME and A_PASSWORD", account=account)
 
 
 def test_a_login_opens_the_file(site: Site, archive: Archive, capfd: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +107,9 @@ def test_a_refused_login_is_one_line_without_the_secret(site: Site, archive: Arc
 
 def test_without_an_account_nothing_is_asked_and_the_way_is_told(site: Site, archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("A_PASSWORD")
-    with pytest.raises(UserError, match=r"has no address to download it from .*set A_USERNAME and A_PASSWORD"):
+    with pytest.raises(
+        UserError, match=r"a\.zip \(1 MB\) is not in .*: set A_USERNAME and A_PASSWORD; put it as downloaded into data/archives"
+    ):
         archives.fetch(archive)
     assert site.seen == []
 

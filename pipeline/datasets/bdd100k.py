@@ -15,7 +15,7 @@ from pipeline.datasets.cityscapes import Cityscapes
 from pipeline.masks import ids_of, looked_up
 from pipeline.prepared import upright
 
-HOW = "accept the licence at bdd100k.com (Download: 10K Images, Segmentation)"
+HOW = "accept the licence at bdd100k.com and download them there (Download: 10K Images, Segmentation; kept at dl.cv.ethz.ch/bdd100k/data)"
 
 
 class BDD100K:
@@ -24,8 +24,8 @@ class BDD100K:
     classes, palette = Cityscapes.classes, Cityscapes.palette
     splits = ("train", "val")
     archives = (
-        Archive(name="bdd100k_images_10k.zip", md5="08f26aecceda982568063d3d5873378e", note=f"1.1 GB; {HOW}"),
-        Archive(name="bdd100k_sem_seg_labels_trainval.zip", md5="9a2968dde3345eeb689cffb1e26f9c78", note=f"419 MB; {HOW}"),
+        Archive(name="bdd100k_images_10k.zip", md5="08f26aecceda982568063d3d5873378e", note="1.1 GB", gate=HOW),
+        Archive(name="bdd100k_sem_seg_labels_trainval.zip", md5="9a2968dde3345eeb689cffb1e26f9c78", note="419 MB", gate=HOW),
     )
 
     def __init__(self, root: Path) -> None:

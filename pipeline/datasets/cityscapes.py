@@ -19,7 +19,7 @@ SITE = "https://www.cityscapes-dataset.com"
 ACCOUNT = Account(f"{SITE}/login/", "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD", {"submit": "Login"})
 HOW = (
     "set CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD to your own account's, whose licence you accepted, "
-    "or log in at cityscapes-dataset.com and download it there"
+    f"or log in at {SITE}/login/ and download them at {SITE}/downloads/"
 )
 IMAGE, LABEL = "_leftImg8bit", "_gtFine_labelIds"
 CLASSES: dict[str, tuple[int, Colour]] = {  # the dataset's own id, and its colour
@@ -58,14 +58,16 @@ class Cityscapes:
             name="leftImg8bit_trainvaltest.zip",
             urls=(f"{SITE}/file-handling/?packageID=3",),
             sha1="2c0b77ce9933cc635adda307fbba5566f5d9d404",
-            note=f"11 GB; {HOW}",
+            note="11 GB",
+            gate=HOW,
             account=ACCOUNT,
         ),
         Archive(
             name="gtFine_trainvaltest.zip",
             urls=(f"{SITE}/file-handling/?packageID=1",),
             sha1="99f532cb1af174f5fcc4c5bc8feea8c66246ddbc",
-            note=f"241 MB; {HOW}",
+            note="241 MB",
+            gate=HOW,
             account=ACCOUNT,
         ),
     )

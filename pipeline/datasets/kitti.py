@@ -15,6 +15,7 @@ from pipeline.datasets.cityscapes import TRAIN_IDS, Cityscapes
 from pipeline.masks import ids_of, looked_up
 from pipeline.prepared import upright
 
+SITE = "https://www.cvlibs.net/datasets/kitti"
 TRAIN_IMAGES = 150
 
 
@@ -26,8 +27,8 @@ class KITTI:
     archives = (
         Archive(
             name="data_semantics.zip",
-            urls=("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_semantics.zip",),
-            note="register at cvlibs.net/datasets/kitti first; CC BY-NC-SA",
+            note="CC BY-NC-SA",
+            gate=f"register at {SITE} and download it at {SITE}/eval_semseg.php?benchmark=semantics2015",
         ),
     )
 
