@@ -15,10 +15,13 @@ has two), the true label at borders (the code takes the lowest class nearby, and
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from models.entropy import (
     IGNORE,
@@ -31,6 +34,8 @@ from models.entropy import (
 )
 from models.layers import Output, at_least_float32, resize, size_of
 from models.reductions import all_sum, share_of_mean
+
+NONE = -1  # no class
 
 
 class BodyEdgeLoss:
@@ -131,18 +136,38 @@ def relaxed_cross_entropy(logits_BKHW: Tensor, relaxed_BLHW: Tensor) -> Tensor:
     """L_body of the module's text: the rank's share of its mean over the images. relaxed: as of `relaxed_labels`."""
     logits_BKHW = at_least_float32(logits_BKHW)
     hot_BLHW = relaxed_BLHW.bool()
-    ones_BL = hot_BLHW.sum((2, 3)).to(logits_BKHW.dtype)
+    ones_BL = torch.stack([hot_BHW.to(logits_BKHW.dtype).sum((1, 2)) for hot_BHW in hot_BLHW.unbind(1)], 1)
     weights_BK = (2 - ones_BL / ones_BL.sum(1, keepdim=True).clamp(min=1))[:, :-1]
     hot_BKHW = hot_BLHW[:, :-1]
-    sizes_BHW = hot_BKHW.sum(1)
-    weight_BHW = torch.stack([_weighted(hot_KHW, weights_K) for hot_KHW, weights_K in zip(hot_BKHW, weights_BK, strict=True)])
-    empty_BHW = sizes_BHW == 0
-    # A pixel without classes keeps them all: its logarithm is 0, not infinite, and so is its gradient.
-    inside_BKHW = logits_BKHW.masked_fill(~(hot_BKHW | empty_BHW[:, None]), -math.inf)
-    surprise_BHW = logits_BKHW.logsumexp(1) - inside_BKHW.logsumexp(1)
+    ids_BK = torch.arange(hot_BKHW.shape[1], device=hot_BKHW.device).expand_as(weights_BK)
+    values_B3K = torch.stack([torch.ones_like(weights_BK), ids_BK.to(weights_BK), weights_BK], 1)
+    sizes_BHW, ids_BHW, weight_BHW = _sums_over_classes(hot_BKHW, values_B3K).unbind(1)
+    only_BHW = ids_BHW.long().masked_fill(sizes_BHW != 1, NONE)
+    surprise_BHW = -_LogInside.apply(logits_BKHW.log_softmax(1), hot_BKHW, only_BHW, sizes_BHW > 1)
     totals_B = (surprise_BHW * weight_BHW / sizes_BHW.clamp(min=1)).sum((1, 2))
-    means_B = totals_B / ((~empty_BHW).sum((1, 2)) + 1)
+    means_B = totals_B / ((sizes_BHW > 0).sum((1, 2)) + 1)
     return share_of_mean(means_B.sum(), torch.tensor(len(means_B), device=means_B.device))
+
+
+class _LogInside(Function):
+    """The logarithm of the sum of p over each pixel's classes, 0 where it has none: a look-up for its only one, as almost everywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p_BKHW: Tensor, hot_BKHW: Tensor, only_BHW: Tensor, several_BHW: Tensor) -> Tensor:
+        places = several_BHW.nonzero(as_tuple=True)
+        rows_NK, hot_NK = (map_BKHW.movedim(1, -1)[places] for map_BKHW in (log_p_BKHW, hot_BKHW))
+        rows_NK = rows_NK.masked_fill(~hot_NK, -math.inf)
+        inside_BHW = log_p_BKHW.gather(1, only_BHW.clamp(min=0)[:, None])[:, 0].masked_fill_(only_BHW == NONE, 0)
+        ctx.save_for_backward(hot_BKHW, rows_NK.softmax(1), *places)
+        return inside_BHW.index_put_(places, rows_NK.logsumexp(1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
+        hot_BKHW, shares_NK, *places = ctx.saved_tensors
+        to_log_p_BKHW = torch.where(hot_BKHW, gradients[0][:, None], 0.0)
+        to_log_p_BKHW.movedim(1, -1)[tuple(places)] = shares_NK * gradients[0][tuple(places)][:, None]
+        return to_log_p_BKHW, None, None, None
 
 
 def edge_labels(labels_BHW: Tensor, num_classes: int, radius: int = 2) -> Tensor:
@@ -181,6 +206,9 @@ def _plain(labels_BHW: Tensor, num_classes: int) -> Tensor:
     return labels_BHW.where((labels_BHW >= 0) & (labels_BHW < num_classes), num_classes)
 
 
-def _weighted(hot_KHW: Tensor, weights_K: Tensor) -> Tensor:
-    """The sum of the weights of each pixel's classes: HW. Not a matrix product, which autocast would make half precision."""
-    return (hot_KHW * weights_K[:, None, None]).sum(0)
+def _sums_over_classes(hot_BKHW: Tensor, values_BVK: Tensor) -> Tensor:
+    """The sums of values over each pixel's classes: BVHW. Class by class, since a product's float copy of `hot` takes much longer."""
+    sums_BVHW = values_BVK.new_zeros(*values_BVK.shape[:2], *size_of(hot_BKHW))
+    for hot_BHW, values_BV in zip(hot_BKHW.unbind(1), values_BVK.unbind(2), strict=True):
+        sums_BVHW.addcmul_(hot_BHW[:, None].to(values_BV.dtype), values_BV[..., None, None])
+    return sums_BVHW
