@@ -21,12 +21,20 @@ def main() -> None:
 
     from pipeline import config, preparation, prepared
     from pipeline.check import check_data
+    from pipeline.errors import UserError
     from pipeline.progress import warn
 
     params = config.load()
     dataset = check_data(params)
     name = params.data.dataset
-    published, pixels = preparation.prepare(dataset, name, *folders_of(dataset, name))
+    folders = folders_of(dataset, name)
+    try:
+        published, pixels = preparation.prepare(dataset, name, *folders)
+    except UserError as error:
+        for archive, folder in zip(dataset.archives, folders, strict=False):
+            if str(error).startswith(f"{folder}"):
+                raise UserError(f"{error} (this folder is what was in {archive.name}: is it another archive of that name?)") from None
+        raise
     prepared.write(published)
     for line in preparation.summary(published, pixels):
         print(line)

@@ -252,6 +252,24 @@ def test_archives_are_fetched_extracted_and_prepared_by_the_stages(project: Proj
     assert {split: len(pairs) for split, pairs in prepared["splits"].items()} == {"train": 3, "val": 2}
 
 
+def test_another_archive_under_the_right_name_is_called_by_it(
+    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = project.folder / "given"
+    given.mkdir()
+    for content in ("cats/readme.txt", "CamVid/train.txt"):
+        with zipfile.ZipFile(given / "camvid.zip", "w") as file:
+            file.writestr(content, "hello")
+        monkeypatch.setenv("DATA_ARCHIVES", str(given))
+        project.params["data"] = {key: TINY["data"][key] for key in ("crop", "scale", "ratio_base", "jitter")}
+        project.params["data"] |= {"dataset": "camvid", "root": "pipeline/datasets/camvid.py"}
+        assert project.stage("download", "--accept", "camvid.zip") == 0
+        capsys.readouterr()
+        assert project.stage("prepare") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("(this folder is what was in camvid.zip: is it another archive of that name?)")
+
+
 @pytest.mark.parametrize(("name", "words"), [
     ("bdd100k", ["bdd100k_images_10k.zip (1.1 GB) and bdd100k_sem_seg_labels_trainval.zip (419 MB) are not", "the licence at bdd100k.com"]),
     ("cityscapes", ["leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB) are not in", "CITYSCAPES_PASSWORD",
