@@ -2,8 +2,8 @@
 
     y_i = sum over j of softmax_j(q_i . k_j) v_j
 
-Logits and softmax are float32 at least, also under autocast: unscaled products of wide features are large, and half precision has
-no digits left of their differences. The sum over values runs in the values' own type.
+Logits and softmax are float32 at least, also under autocast and where TF32 is allowed: unscaled products of wide features are large,
+and ten bits have no digits left of their differences. The sum over values runs in the values' own type.
 
 Why no fused kernel: they want equal widths of keys and values, of at most 256, or fall back to the whole map (a CPU); values here are
 512 wide, keys 64. Maps are small up to a few thousand pixels (71 MB for 65 x 65), so two matrix products it is; a larger map (1 GB for
@@ -19,6 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from models.filters.precision import product
 from models.layers import at_least_float32
 
 LARGEST_MAP = 2**26  # entries, 256 MB in float32; forward and backward hold about four such maps at their peak
@@ -41,7 +42,8 @@ def _attend(query_BND: Tensor, key_BMD: Tensor, value_BMC: Tensor) -> Tensor:
 
 def attention_map(query_XND: Tensor, key_XMD: Tensor) -> Tensor:
     """The softmax over M of q . k, in float32 at least: XNM, X being any leading axes. To be called in `full_precision`."""
-    return (at_least_float32(query_XND) @ at_least_float32(key_XMD).transpose(-1, -2)).softmax(-1)
+    form = torch.matmul if query_XND.is_meta or torch.compiler.is_compiling() else product
+    return form(at_least_float32(query_XND), at_least_float32(key_XMD).mT).softmax(-1)
 
 
 def along_columns(maps_BWHH: Tensor, value_BHWC: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import attention
@@ -69,6 +70,35 @@ def test_softmax_is_float32_under_autocast(largest: int, monkeypatch: pytest.Mon
     low.float().sum().backward()
     assert query.grad is not None
     assert query.grad.isfinite().all()
+
+
+class Precisions(TorchDispatchMode):
+    """The precision that is set for products of float32 at each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.bmm.default:
+            self.seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+        return func(*args, **(kwargs or {}))
+
+
+def test_logits_are_float32_where_less_is_allowed() -> None:
+    """On a GPU "high" allows TF32, on some CPUs "medium" bfloat16."""
+    given = [torch.randn(1, 6, width, requires_grad=True) for width in (3, 3, 5)]
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with Precisions() as forward:
+            y = attend(*given)
+        with Precisions() as backward:
+            y.sum().backward()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert forward.seen == ["ieee", "bf16"]
+    assert sorted(backward.seen) == ["bf16", "bf16", "ieee", "ieee"]
 
 
 def test_columns_are_multiplied_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
