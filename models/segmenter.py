@@ -153,8 +153,9 @@ def construct(table: Mapping[str, Callable[..., T]], part: Part, kind: str, *arg
             raise ValueError(f"{kind} {part.name} has no option {key!r}{_suggestion(str(key), known)}")
     try:
         return table[part.name](*arguments, **part.options)
-    except TypeError as error:  # a value of the wrong type
-        raise ValueError(f"{kind} {part.name}: {error}") from error
+    except (TypeError, ValueError) as error:  # torch's own, as of a dropout of 2, do not name the part
+        reason = str(error).removeprefix(f"{kind} {part.name}: ")
+        raise ValueError(f"{kind} {part.name}: {reason}") from error
 
 
 def options(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
