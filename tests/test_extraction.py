@@ -295,7 +295,7 @@ def test_an_extraction_is_found_again_and_checked(workspace: Path) -> None:
 
 
 def test_a_killed_extraction_is_not_taken_for_complete(workspace: Path) -> None:
-    archive = make_zip(workspace / "a.zip", *((f"d/{number}", b"x" * 100) for number in range(4_000)))
+    archive = make_zip(workspace / "a.zip", *((f"d/{number}", b"x" * 100) for number in range(12_000)))
     code = "import sys; from pathlib import Path; from pipeline import extraction; extraction.extract(Path('a.zip'), Path('out'))"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 20
@@ -306,7 +306,7 @@ def test_a_killed_extraction_is_not_taken_for_complete(workspace: Path) -> None:
     assert Path(".out.partial/d/50").exists()
     assert not Path("out").exists()
     extraction.extract(archive, Path("out"))
-    assert len(list(Path("out/d").iterdir())) == 4_000
+    assert len(list(Path("out/d").iterdir())) == 12_000
     assert not Path(".out.partial").exists()
 
 
