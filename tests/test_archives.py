@@ -1,5 +1,6 @@
 """Downloads against a real server on this machine: resuming, refusing, checking, being killed."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -474,6 +475,41 @@ def test_a_full_disk_keeps_the_part(site: Site, archive: Archive) -> None:
     assert (archives.FOLDER / "a.zip.part").stat().st_size == limit
     assert archives.fetch(archive).path.read_bytes() == site.files["/a.zip"]
     assert site.ranges_seen() == [None, f"bytes={limit}-"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_disk_that_fills_up_is_gone_on_with_when_there_is_room(site: Site, archive: Archive, disk: Path, chunked: bool) -> None:
+    """A real full disk: by another program while the file comes, or by a file of which nobody said how large it is."""
+    subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
+    Path("data").symlink_to(disk)
+    body = site.files["/a.zip"] = zipped(size=800_000 if not chunked else 1_500_000)
+    site.chunked, site.pace = chunked, 0.02
+    part = archives.FOLDER / "a.zip.part"
+
+    def fill() -> None:
+        wait_until(lambda: part.exists() and part.stat().st_size > 100_000)
+        with contextlib.suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    other = threading.Thread(target=fill)
+    if not chunked:
+        other.start()
+    with pytest.raises(UserError, match=r"^the disk is full: data/archives/a.zip.part keeps what has come; make room and run this again"):
+        archives.fetch(archive)
+    if not chunked:
+        other.join()
+    held = part.stat().st_size
+    assert 100_000 < held < len(body)
+    with pytest.raises(UserError, match=r"the disk is full|needs .* MB, and the disk of data/archives has .* free|No space left"):
+        archives.fetch(archive)  # still no room: nothing is lost
+    assert part.stat().st_size >= held
+    (disk / "other").unlink(missing_ok=True)
+    subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+    assert archives.fetch(archive).path.read_bytes() == body
+    assert site.ranges_seen()[0] is None
+    assert set(site.ranges_seen()[1:]) >= {f"bytes={held}-"}
+    assert None not in site.ranges_seen()[1:]
 
 
 def test_a_folder_that_cannot_be_written_is_named(archive: Archive) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import os
 import re
 import struct
 import subprocess
@@ -288,19 +287,6 @@ def test_an_extracted_folder_that_lost_files_is_not_a_smaller_dataset(workspace:
         extraction.extracted(archive, digest)
     subprocess.run(["rm", "-r", folder], check=True)
     assert len(list((extraction.extracted(archive, digest) / "d").iterdir())) == 5
-
-
-@pytest.fixture
-def disk(workspace: Path) -> Iterator[Path]:
-    """A disk of its own; skips where none can be mounted."""
-    folder = workspace / "disk"
-    folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("only root can mount a disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def make_read_only(disk: Path) -> None:
