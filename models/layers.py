@@ -1,16 +1,13 @@
-"""What several parts share: convolutions, resizing, a head's end, pyramid pooling, means over superpixels, batch norm over ranks."""
+"""What several parts share: convolutions, a head's end, resizing, pooling, means over superpixels."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from models.kernels.superpixels import segment_means, segments
-from models.reductions import all_gather, all_sum, world_size
 
 
 class Output(NamedTuple):
@@ -86,6 +83,14 @@ class Undecayed(nn.ParameterDict):
     """Parameters that weight decay leaves alone: it would pull a CRF's kernel weights to 0 and its log bandwidths to a pixel."""
 
 
+def from_stride_4(strides: Sequence[int]) -> list[int]:
+    """The stages that feature pyramids are built of; finer ones, such as a stem's, are left out."""
+    found = [index for index, stride in enumerate(strides) if stride >= 4]
+    if not found:
+        raise ValueError(f"needs a stage of stride 4 or more, the backbone has {list(strides)}")
+    return found
+
+
 def size_of(x: Tensor) -> tuple[int, int]:
     """(height, width) of a tensor whose last axes they are."""
     return x.shape[-2], x.shape[-1]
@@ -125,30 +130,44 @@ def _interpolation(source: int, target: int, align_corners: bool, like: Tensor) 
     return (below * (1 - fraction) + above * fraction).to(like.dtype)
 
 
+class ImagePooling(nn.Sequential):
+    """The image's mean through a 1x1 convolution, at every pixel. With one image alone its batch norm cannot be trained."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), conv_norm_act(channels, width, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """B, width, H, W."""
+        return super().forward(input).expand(-1, -1, *size_of(input))
+
+
 class ASPP(nn.Module):
     """Branches of `width` channels each: the image's mean, 1x1, and a dilated 3x3 for each rate."""
 
     def __init__(self, channels: int, width: int, rates: tuple[int, ...], separable: bool, pooling: bool) -> None:
         super().__init__()
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_norm_act(channels, width, 1)) if pooling else None
+        self.pool = ImagePooling(channels, width) if pooling else None
         self.point = conv_norm_act(channels, width, 1)
         self.atrous = nn.ModuleList(conv_norm_act(channels, width, 3, dilation=rate, separable=separable) for rate in rates)
         self.channels = width * (pooling + 1 + len(rates))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """The branches side by side: B, channels, H, W."""
-        pooled = [] if self.pool is None else [self.pool(x_BCHW).expand(-1, -1, *x_BCHW.shape[-2:])]
+        pooled = [] if self.pool is None else [self.pool(x_BCHW)]
         return torch.cat([*pooled, self.point(x_BCHW), *(branch(x_BCHW) for branch in self.atrous)], dim=1)
 
 
 class PyramidPooling(nn.Module):
     """PSPNet's context: a stage beside its means over bin x bin regions, each through a 1x1 convolution and back to the stage's size.
 
-    Batch norm cannot be trained with one image where a bin is 1, which leaves one value per channel and image.
+    smallest_batch: a bin of 1 leaves one value per channel and image, of which batch norm cannot be trained with one image.
     """
 
     def __init__(self, channels: int, width: int, bins: Sequence[int]) -> None:
         super().__init__()
+        if not bins or min(width, *bins) < 1:
+            raise ValueError(f"width and bins must be at least 1, not {width} and {list(bins)}")
+        self.smallest_batch = 2 if 1 in bins else 1
         self.bins = tuple(bins)
         self.convs = nn.ModuleList(conv_norm_act(channels, width, 1) for _ in self.bins)
         self.channels = channels + width * len(self.bins)
@@ -206,102 +225,3 @@ def superpixel_mean(features_BCHW: Tensor, superpixels_BHW: Tensor) -> Tensor:
     if superpixels_BHW.shape != features_BCHW.shape[:1] + features_BCHW.shape[2:]:
         raise ValueError(f"superpixels {tuple(superpixels_BHW.shape)} do not fit features {tuple(features_BCHW.shape)}")
     return segment_means(features_BCHW, segments(superpixels_BHW))
-
-
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the pixels of all ranks, differentiable on any backend (torch's own refuses CPU tensors).
-
-    Takes over the parameters and buffers of `norm`, and what a fused norm-activation layer applies after itself.
-    """
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta")
-        for name, parameter in norm.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in norm.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
-        for name, child in norm.named_children():
-            self.add_module(name, child)
-        self.train(norm.training)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Images BCHW normalised; in training mode every rank must take part."""
-        if self.training or self.running_mean is None:
-            y_BCHW, mean_C, variance_C, count = _GlobalNorm.apply(input, self.weight, self.bias, self.eps)
-            if self.training and self.running_mean is not None:
-                self._track(mean_C, variance_C, count)
-        else:
-            y_BCHW = F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        for child in self.children():
-            y_BCHW = child(y_BCHW)
-        return y_BCHW
-
-    @torch.no_grad()
-    def _track(self, mean_C: Tensor, variance_C: Tensor, count: Tensor) -> None:
-        """Running statistics as torch keeps them: the unbiased variance, a cumulative mean where momentum is null."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.item()
-        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_((variance_C * (count / (count - 1))).to(self.running_var.dtype), momentum)
-
-
-class _GlobalNorm(Function):
-    """y = (x - mean) / sqrt(variance + eps) * weight + bias with mean and variance over all ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-        pixels = x_BCHW.numel() // x_BCHW.shape[1]
-        if pixels * world_size() < 2:  # known without the others' counts, on which a compiled network could not branch
-            raise ValueError("batch norm needs more than one value per channel over all ranks")
-        precise_BCHW = at_least_float32(x_BCHW)
-        local_variance_C, local_mean_C = torch.var_mean(precise_BCHW, (0, 2, 3), correction=0)
-        local_count_1 = local_mean_C.new_tensor([pixels])
-        parts_R = all_gather(torch.cat([local_mean_C, local_variance_C, local_count_1]))
-        means_RC, variances_RC = parts_R[:, :-1].chunk(2, dim=1)
-        counts_R1 = parts_R[:, -1:]
-        count = counts_R1.sum()
-        # The ranks' moments combined about the global mean: nothing is lost as in E[x^2] - E[x]^2.
-        mean_C = (counts_R1 * means_RC).sum(0) / count
-        variance_C = (counts_R1 * (variances_RC + (means_RC - mean_C).square())).sum(0) / count
-        y_BCHW = F.batch_norm(x_BCHW, mean_C, variance_C, weight_C, bias_C, False, 0.0, eps)
-        ctx.save_for_backward(x_BCHW, weight_C, mean_C, (variance_C + eps).rsqrt(), count)
-        ctx.mark_non_differentiable(mean_C, variance_C, count)
-        return y_BCHW, mean_C, variance_C, count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
-        x_BCHW, weight_C, mean_C, scale_C, count = ctx.saved_tensors
-        gradient_BCHW = at_least_float32(gradients[0])
-        normal_BCHW = (at_least_float32(x_BCHW) - _per_channel(mean_C)).mul_(_per_channel(scale_C))
-        gradient_bias_C = gradient_BCHW.sum((0, 2, 3))
-        gradient_weight_C = (gradient_BCHW * normal_BCHW).sum((0, 2, 3))
-        mean_gradient_C, mean_product_C = (all_sum(torch.cat([gradient_bias_C, gradient_weight_C])) / count).chunk(2)
-        centred_BCHW = gradient_BCHW - _per_channel(mean_gradient_C)
-        centred_BCHW -= normal_BCHW.mul_(_per_channel(mean_product_C))
-        centred_BCHW *= _per_channel(scale_C if weight_C is None else scale_C * weight_C)
-        affine = (None, None) if weight_C is None else (gradient_weight_C.to(weight_C.dtype), gradient_bias_C.to(weight_C.dtype))
-        return centred_BCHW.to(x_BCHW.dtype), *affine, None
-
-
-def _per_channel(values_C: Tensor) -> Tensor:
-    return values_C[None, :, None, None]
-
-
-def synchronise_batch_norm(module: nn.Module) -> nn.Module:
-    """`module` with every batch norm over all ranks; same parameters, same state_dict. Before DistributedDataParallel.
-
-    CUDA: torch's SyncBatchNorm. CPU: ours. timm's fused norm and activation keeps its activation in both.
-    """
-    if any(parameter.is_cuda for parameter in module.parameters()):
-        from timm.layers import convert_sync_batchnorm
-
-        return convert_sync_batchnorm(module)
-    if isinstance(module, nn.BatchNorm2d):
-        return GlobalBatchNorm2d(module)
-    for name, child in module.named_children():
-        module.add_module(name, synchronise_batch_norm(child))
-    return module

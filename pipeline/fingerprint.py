@@ -28,6 +28,8 @@ CODE = (
     "models/backbone.py",
     "models/mit.py",
     "models/layers.py",
+    "models/batch_norm.py",
+    "models/gating.py",
     "models/attention.py",
     "models/decoder.py",
     "models/entropy.py",

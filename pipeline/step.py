@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models import layers, segmenter
+from models import batch_norm, segmenter
 from models.losses import Loss
 from pipeline import checkpoint, data, optim
 from pipeline.data import Batch
@@ -59,7 +59,7 @@ class Training:
             model.to(memory_format=torch.channels_last)
         network: nn.Module = model
         if world() > 1:
-            layers.synchronise_batch_norm(model)  # in place, below the top
+            batch_norm.synchronise_batch_norm(model)  # in place, below the top
         if config.train.compile:
             model.compile()
         if world() > 1:

@@ -212,7 +212,7 @@ def test_psp_has_the_published_shape() -> None:
     assert sum(parameter.numel() for parameter in head.parameters()) == 4 * (2048 * 512 + 2 * 512)
     assert PSP([6], [8], 3, width=2, bins=[2, 3]).smallest_batch == 1
     for wrong in ({"width": 0}, {"bins": []}, {"bins": [0]}):
-        with pytest.raises(ValueError, match="head psp"):
+        with pytest.raises(ValueError, match="width and bins must be at least 1"):
             PSP([6], [8], 3, **wrong)
 
 

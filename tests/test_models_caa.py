@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import gating
 from models.flops import declared
-from models.heads import caa
 from models.heads.caa import CAA, Gate, channelized_axial_attention
 
 REFERENCE = Path(__file__).parent / "reference" / "caa_a.npz"
@@ -85,7 +85,7 @@ def test_values_and_gradients_are_the_released_codes(dtype: torch.dtype) -> None
 @pytest.mark.parametrize("gated", [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (9, 1), (4, 4), (3, 11), (15, 7), (17, 16)])
 def test_the_gates_leave_the_sum(size: tuple[int, int], gated: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caa, "CACHED", 150)  # so that there are several strips
+    monkeypatch.setattr(gating, "CACHED", 150)  # so that there are several strips
     gates = [mlp(5) if wanted else None for wanted in gated]
     assert_same(channelized_axial_attention, literal, inputs(2, *size), gates)
 

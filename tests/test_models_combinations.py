@@ -11,9 +11,9 @@ from ranks import run_on_ranks
 from test_models_sync import CLASSES, batch, settings
 from torch import Tensor, nn
 
+from models.batch_norm import synchronise_batch_norm
 from models.crf import CRFS
 from models.heads import HEADS
-from models.layers import synchronise_batch_norm
 from models.losses import LOSSES
 from models.reductions import all_sum, world_size
 from models.segmenter import build, build_loss

@@ -256,8 +256,8 @@ def test_dilated_stages_of_one_stride_are_all_used() -> None:
     ("head", "options", "message"),
     [
         (SegFormer, {"width": 0}, "head segformer: width must be at least 1"),
-        (UPer, {"bins": [0, 1]}, "head uper: width and bins must be at least 1"),
-        (UPer, {"bins": []}, "head uper: width and bins"),
+        (UPer, {"bins": [0, 1]}, "width and bins must be at least 1"),
+        (UPer, {"bins": []}, "width and bins"),
     ],
 )
 def test_bad_options_are_refused(head: Any, options: dict[str, Any], message: str) -> None:

@@ -117,6 +117,8 @@ def test_image_pooling_is_the_mean_over_the_image() -> None:
         ({"head": part("fcn", width="wide")}, "head fcn: "),
         ({"head": part("fcn", width=0)}, "must be at least 1"),
         ({"head": part("deeplab", rates=[0])}, "must be at least 1"),
+        ({"head": part("psp", bins=[])}, "^head psp: width and bins must be at least 1"),
+        ({"head": part("uper", width=0)}, "^head uper: width and bins must be at least 1"),
         ({"crf": part("embeded")}, "crf 'embeded' is unknown; did you mean embedded"),
         ({"crf": part("unary", dropout=2.0)}, "^crf unary: dropout"),
         ({"crf": part("embedded", dilation=0)}, "^crf embedded: kernel_size must be odd"),

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from ranks import run_on_ranks
 from torch import Tensor, nn
 
+from models.batch_norm import GlobalBatchNorm2d, synchronise_batch_norm
 from models.entropy import pixel_mean
-from models.layers import GlobalBatchNorm2d, Output, synchronise_batch_norm
+from models.layers import Output
 from models.losses.cross_entropy import CrossEntropy
 from models.reductions import all_gather, all_sum, share_of_mean, world_size
 from models.segmenter import build, build_loss

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from models.decoder import LOW_LEVEL_STRIDE, Decoder
 from models.flops import declare
 from models.kernels.shifts import TAPS, spread
-from models.layers import End, conv_norm_act
+from models.layers import End, ImagePooling, conv_norm_act
 
 
 class KSAC(nn.Module):
@@ -51,7 +51,7 @@ class KSAC(nn.Module):
             raise ValueError(f"head ksac: width and low_level must be at least 1, not {width} and {low_level}")
         if not rates or min(rates) < 1 or len(set(rates)) < len(rates):
             raise ValueError(f"head ksac: rates must be different numbers from 1, at least one of them, not {list(rates)}")
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv_norm_act(channels[-1], width, 1)) if pooling else None
+        self.pool = ImagePooling(channels[-1], width) if pooling else None
         self.point = conv_norm_act(channels[-1], width, 1)
         self.pyramid = Pyramid(channels[-1], width, tuple(rates), shared)
         merge = End(width * (2 + pooling), width, 1)
@@ -66,7 +66,7 @@ class KSAC(nn.Module):
     def forward(self, stages: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """(features_BCHW at `stride`, nothing more)."""
         x_BCHW = stages[-1]
-        pooled = [] if self.pool is None else [self.pool(x_BCHW).expand(-1, -1, *x_BCHW.shape[-2:])]
+        pooled = [] if self.pool is None else [self.pool(x_BCHW)]
         context_BCHW = torch.cat([*pooled, self.point(x_BCHW), self.pyramid(x_BCHW)], dim=1)
         return (context_BCHW if self.decoder is None else self.decoder(context_BCHW, stages)), {}
 

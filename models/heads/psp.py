@@ -27,15 +27,12 @@ class PSP(nn.Module):
         bins: tuple[int, ...] = (1, 2, 3, 6),
     ) -> None:
         super().__init__()
-        if not bins or min(width, *bins) < 1:
-            raise ValueError(f"head psp: width and bins must be at least 1, not {width} and {list(bins)}")
         self.pooling = PyramidPooling(channels[-1], width, bins)
         self.channels = self.pooling.channels
         self.stride = strides[-1]
         self.align_corners = False
         self.end = End(self.channels, width)
-        # One value per channel and image is left by a bin of 1, which a batch of one image cannot normalise.
-        self.smallest_batch = 2 if 1 in bins else 1
+        self.smallest_batch = self.pooling.smallest_batch
 
     def forward(self, stages: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """(features_BCHW at the last stage's stride, the stage's own channels first; nothing more)."""

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import End, resize, size_of
-
-FINEST = 4  # stages of smaller strides, such as a stem's, are left out
+from models.layers import End, from_stride_4, resize, size_of
 
 
 class SegFormer(nn.Module):
@@ -28,9 +26,7 @@ class SegFormer(nn.Module):
         super().__init__()
         if width < 1:
             raise ValueError(f"head segformer: width must be at least 1, not {width}")
-        self.stages = [index for index, stride in enumerate(strides) if stride >= FINEST]
-        if not self.stages:
-            raise ValueError(f"head segformer: needs a stage of stride {FINEST} or more, the backbone has {list(strides)}")
+        self.stages = from_stride_4(strides)
         self.linear = nn.ModuleList(nn.Conv2d(channels[index], width, 1) for index in self.stages)
         self.channels = width * len(self.stages)
         self.stride = strides[self.stages[0]]

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import End, PyramidPooling, conv_norm_act, resize, size_of
-
-FINEST = 4  # stages of smaller strides, such as a stem's, are left out
+from models.layers import End, PyramidPooling, conv_norm_act, from_stride_4, resize, size_of
 
 
 class UPer(nn.Module):
@@ -34,11 +32,7 @@ class UPer(nn.Module):
         bins: tuple[int, ...] = (1, 2, 3, 6),
     ) -> None:
         super().__init__()
-        if not bins or min(width, *bins) < 1:
-            raise ValueError(f"head uper: width and bins must be at least 1, not {width} and {list(bins)}")
-        self.stages = [index for index, stride in enumerate(strides) if stride >= FINEST]
-        if not self.stages:
-            raise ValueError(f"head uper: needs a stage of stride {FINEST} or more, the backbone has {list(strides)}")
+        self.stages = from_stride_4(strides)
         *lower, top = self.stages
         self.pooling = PyramidPooling(channels[top], width, bins)
         self.bottleneck = conv_norm_act(self.pooling.channels, width, 3)
@@ -48,7 +42,7 @@ class UPer(nn.Module):
         self.stride = strides[self.stages[0]]
         self.align_corners = False
         self.end = End(self.channels, width)
-        self.smallest_batch = 2 if 1 in bins else 1
+        self.smallest_batch = self.pooling.smallest_batch
 
     def forward(self, stages: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """(features_BCHW at `stride`, the finest level's channels first; nothing more)."""
