@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.crf.conv import Conv, conv_crf
+from models.crf.conv import Conv, conv_crf, grid
 from models.filters import blur as blurs
 from models.filters.window import Window, window_filter, window_kernel
 from models.flops import declared
@@ -214,6 +214,19 @@ def test_a_filter_is_its_own_transpose_and_the_gradients_are_right() -> None:
     torch.testing.assert_close((other * window_filter(q, kernel, window)).sum(), (q * window_filter(other, kernel, window)).sum())
 
 
+@pytest.mark.parametrize("learnt", ["theta_beta", "theta_gamma", "theta_alpha", "appearance", "weight", "position_2HW"])
+def test_any_one_input_may_learn_alone(learnt: str) -> None:
+    unary, image = (tensor.detach() for tensor in inputs(6, 7))
+    value = grid((6, 7), unary) if learnt == "position_2HW" else torch.tensor(0.5 if learnt == "weight" else 3.0, dtype=torch.float64)
+    value.requires_grad_()
+    options = {"filter_size": 3, "blur": 2, "normalization": "symmetric"}
+    gradients = [
+        torch.autograd.grad(form(unary, image, **options, **{learnt: value}).square().sum(), value)[0] for form in (conv_crf, literal)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    assert gradients[1].abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     unary, image = (tensor.detach().float() for tensor in inputs(9, 14))
@@ -287,6 +300,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         {"unary_BKHW": unary, "image_B3HW": image, "position_2HW": torch.zeros(2, 6, 4)},
         {"unary_BKHW": unary, "image_B3HW": image, "filter_size": 2},
         {"unary_BKHW": unary, "image_B3HW": image, "iterations": -1},
+        {"unary_BKHW": unary, "image_B3HW": image, "theta_gamma": 0.0},
     ):
         with pytest.raises(ValueError, match="crf conv"):
             conv_crf(**arguments)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.filters.blur import Blur, by_bands
+from models.filters.precision import product
 from models.filters.window import Window, window_filter, window_kernel
 from models.layers import Undecayed, at_least_float32, classifier, resize, size_of
 
@@ -132,6 +133,13 @@ def conv_crf(
     ValueError: sizes that do not fit, an option out of range.
     """
     check_options(filter_size, blur, iterations, start, normalization)
+    for theta in (
+        theta_beta,
+        theta_gamma,
+        1.0 if theta_alpha is None else theta_alpha,
+    ):  # what learns is not read: that would wait for a GPU
+        if not isinstance(theta, Tensor) and not 0 < theta < math.inf:
+            raise ValueError(f"crf conv: thetas must be positive, not {theta}")
     check_sizes(unary_BKHW, image_B3HW, compatibility_KK, position_2HW)
     with torch.autocast(unary_BKHW.device.type, enabled=False):
         log_BKHW = at_least_float32(unary_BKHW).log_softmax(1)
@@ -194,7 +202,7 @@ class Field(NamedTuple):
         for q_BKhw, term in zip(small, self.terms, strict=True):
             m_BKhw = window_filter(q_BKhw, term.kernel_BTL, term.window)
             if self.compatibility_KK is not None:
-                m_BKhw = m_BKhw + torch.einsum("kl,blhw->bkhw", self.compatibility_KK, m_BKhw)
+                m_BKhw = m_BKhw + product(self.compatibility_KK, m_BKhw.flatten(2)).view_as(m_BKhw)
             found.append(m_BKhw if term.weight is None else term.weight * m_BKhw)
         return found
 

@@ -115,8 +115,9 @@ class _ByBands(Function):
             cut = [part.detach().requires_grad_(need) for part, need in zip(_cut(tensors, blur, counts, band), needed, strict=True)]
             with torch.enable_grad():
                 found = body(*_arguments(cut, counts), band)
-            received = [gradient[:, :, _place(blur, raises, band)] for gradient in gradients]
-            given = torch.autograd.grad(found, [part for part in cut if part.requires_grad], received)
+            used = [index for index, part in enumerate(found) if part.requires_grad]  # a map may come from constants alone
+            received = [gradients[index][:, :, _place(blur, raises, band)] for index in used]
+            given = torch.autograd.grad([found[index] for index in used], [part for part in cut if part.requires_grad], received)
             places = _cut([total for total in totals if total is not None], blur, _counts(needed, counts), band)
             for place, gradient in zip(places, given, strict=True):
                 place += gradient
