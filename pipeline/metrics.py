@@ -39,10 +39,12 @@ def confusion_matrix(
 
 
 def as_tensor(mask: NDArray | Tensor) -> Tensor:
-    """The mask as a tensor; an array that may not be written to is copied."""
+    """The mask as a tensor; an array that may not be written to, or that runs backwards, is copied."""
     if isinstance(mask, Tensor):
         return mask
-    return torch.from_numpy(np.require(mask, requirements=["C", "W"]))
+    array = np.require(mask, requirements=["C", "W"])
+    # An axis of one element counts as in order even where it runs backwards.
+    return torch.from_numpy(array if min(array.strides, default=0) >= 0 else array.copy())
 
 
 def checked(ids: Tensor, num_classes: int, what: str) -> Tensor:

@@ -152,6 +152,12 @@ def test_rows_are_labels():
     assert confusion_matrix(np.array([[[1, 1, 0]]]), np.array([[[0, 1, 255]]]), 2).tolist() == [[0, 1], [0, 1]]
 
 
+def test_arrays_that_run_backwards_are_counted():
+    mask = np.array([[[1, 1, 0]]])
+    for flipped in (mask[::-1], mask[:, ::-1], mask[..., ::-1]):
+        assert confusion_matrix(flipped, flipped, 2).tolist() == [[1, 0], [0, 2]]
+
+
 def test_scores_leave_out_classes_that_are_nowhere():
     # Labels: 6 of a, 4 of b, none of c and d; d is predicted twice.
     counts = np.array([[5, 0, 0, 1], [1, 2, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
