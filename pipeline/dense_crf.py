@@ -23,6 +23,7 @@ from torch import Tensor
 
 from models.crf.mean_field import mean_field
 from models.layers import at_least_float32
+from pipeline.metrics import as_tensor
 from pipeline.schema import DenseCRF
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
@@ -75,15 +76,15 @@ def dense_crf(
     thetas = {"theta_gamma": theta_gamma, "theta_alpha": theta_alpha, "theta_beta": theta_beta}
     _check_options(iterations, strengths, thetas, filtering, normalization)
     logits_BKHW = at_least_float32(given_KHW).clamp(SMALLEST, 1)[None].log()
-    identity_KK = torch.eye(len(given_KHW), device=given_KHW.device)
+    ones_K = torch.ones(len(given_KHW), device=given_KHW.device)  # diagonals of matrices
     scores_BKHW = mean_field(
         logits_BKHW,
         image_3HW.to(logits_BKHW).permute(2, 0, 1)[None],
         iterations=iterations,
         **thetas,
-        spatial_weight_KK=smoothness * identity_KK,
-        bilateral_weight_KK=appearance * identity_KK,
-        compatibility_KK=identity_KK,
+        spatial_weight_KK=smoothness * ones_K,
+        bilateral_weight_KK=appearance * ones_K,
+        compatibility_KK=ones_K,
         filtering=chosen(filtering, given_KHW[0].numel(), given_KHW.device),
         normalization=normalization,
     )
@@ -116,7 +117,7 @@ def _tensor(values: Tensor | NDArray[Any], what: str) -> Tensor:
     if not isinstance(values, np.ndarray):
         raise ValueError(f"dense_crf: {what} must be a tensor or a NumPy array, not {type(values).__name__}")
     try:
-        return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        return as_tensor(values)
     except TypeError:
         raise ValueError(f"dense_crf: {what} cannot be of type {values.dtype}") from None
 

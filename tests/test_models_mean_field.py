@@ -74,6 +74,36 @@ def weights(classes: int) -> dict[str, Tensor]:
     return {name: torch.eye(classes) + 0.1 * torch.randn(classes, classes) for name in names}
 
 
+@pytest.mark.parametrize("diagonal", range(1, 8))
+def test_a_diagonal_is_its_matrix(diagonal: int) -> None:
+    torch.manual_seed(2)
+    logits, image = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.rand(2, 3, 4, 5, dtype=torch.float64) * 30
+    full = {name: weight.double() for name, weight in weights(3).items()}
+    short = {name: weight.diagonal().clone().requires_grad_() for name, weight in full.items()}
+    chosen = [name for bit, name in enumerate(full) if diagonal & 1 << bit]
+    forms = [full | {name: form[name] for name in chosen} for form in (short, {name: value.diag() for name, value in short.items()})]
+    outputs = [mean_field(logits, image, iterations=2, theta_beta=12.0, **form) for form in forms]
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad(output.square().sum(), [short[name] for name in chosen]) for output in outputs]
+    torch.testing.assert_close(*gradients)
+
+
+def test_kernels_that_are_fixed_keep_nothing_of_what_they_filter() -> None:
+    logits, image = torch.randn(1, 8, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32) * 255
+    diagonals = dict.fromkeys(weights(8), torch.ones(8))
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.shape[:2] == (1, 8):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = mean_field(logits, image, **diagonals)
+    steps, own = 5, output.untyped_storage().nbytes()
+    assert 0 < sum(kept.values()) <= 2 * steps * own  # of each step the softmax, and what the exact filter was given
+
+
 def test_float32_keeps_its_precision_whatever_is_set_around_it() -> None:
     torch.manual_seed(1)
     logits, image = 4 * torch.randn(1, 3, 24, 24), torch.randint(0, 256, (1, 3, 24, 24)).float()
@@ -115,9 +145,13 @@ def test_wrong_input_is_refused() -> None:
             mean_field(logits, image, **weights(2), **wrong)
     with pytest.raises(ValueError, match="does not fit"):
         mean_field(logits, image[:, :, :2], **weights(2))
+    for name in weights(2):
+        with pytest.raises(ValueError, match=r"must be 2 x 2, not \(3, 3\)"):
+            mean_field(logits, image, **weights(2) | {name: torch.eye(3)})
     wrong_options = (
         {"filtering": "dense"}, {"normalization": "columns"}, {"iterations": 0}, {"test_iterations": -1}, {"theta_alpha": 0.0},
-        {"theta_gamma": float("nan")}, {"weights": "diagonal"},
+        {"theta_gamma": float("nan")}, {"weights": "diagonal"}, {"spatial_weight": float("inf")},
+        {"learn_bandwidths": True, "filtering": "permutohedral"},
     )  # fmt: skip
     for options in wrong_options:
         with pytest.raises(ValueError, match="crf mean_field: "):

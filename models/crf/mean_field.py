@@ -62,6 +62,13 @@ class MeanField(nn.Module):
         for name, value in {**self.thetas, "iterations": iterations, "test_iterations": test_iterations}.items():
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"crf mean_field: {name} must be positive, not {value}")
+        for name, value in {"spatial_weight": spatial_weight, "bilateral_weight": bilateral_weight}.items():
+            if not math.isfinite(value):
+                raise ValueError(f"crf mean_field: {name} must be finite, not {value}")
+        if learn_bandwidths and filtering == "permutohedral":
+            raise ValueError(
+                "crf mean_field: learn_bandwidths needs filtering: exact, the lattice's gradient to them often points the wrong way"
+            )
         if weights not in ("full", "class"):
             raise ValueError(f"crf mean_field: weights must be full or class, not {weights!r}")
         _check_options(filtering, normalization)
@@ -96,8 +103,8 @@ class MeanField(nn.Module):
         return self.field[name].exp() if name in self.field else self.thetas[name]
 
     def weight(self, name: str) -> Tensor:
-        """Ws, Wb or C as it now is: KK."""
-        return torch.diag(self.field[name]) if self.field[name].ndim == 1 else self.field[name]
+        """Ws, Wb or C as it now is: KK, or its diagonal K."""
+        return self.field[name]
 
 
 @torch.compiler.disable  # lists of near tiles, which differ from image to image
@@ -118,14 +125,16 @@ def mean_field(
     """The logits BKHW after `iterations` steps, of the given logits' type; half precision is computed in float32.
 
     The image is in [0, 255], of the logits' size; theta_alpha and theta_gamma in its pixels, theta_beta in its colours. Thetas may be
-    tensors that learn. ValueError: sizes that differ, an unknown filtering or normalization.
+    tensors that learn. A weight or compatibility of shape K stands for the diagonal matrix, and takes no matrix product.
+    ValueError: sizes that differ, an unknown filtering or normalization.
     """
     _check(logits_BKHW, image_B3HW, iterations, (theta_alpha, theta_beta, theta_gamma))
+    _check_weights(logits_BKHW.shape[1], (spatial_weight_KK, bilateral_weight_KK, compatibility_KK))
     _check_options(filtering, normalization)
     with torch.autocast(logits_BKHW.device.type, enabled=False):
         unary_BKHW = at_least_float32(logits_BKHW)
         image_B3HW = image_B3HW.to(unary_BKHW)
-        spatial, bilateral, outer = (weight_KK.to(unary_BKHW) for weight_KK in (spatial_weight_KK, bilateral_weight_KK, compatibility_KK))
+        near_KK, alike_KK = (chained(compatibility_KK, weight_KK).to(unary_BKHW) for weight_KK in (spatial_weight_KK, bilateral_weight_KK))
         unary_BKN = unary_BKHW.flatten(2)
         features_B5N = bilateral_features(image_B3HW, theta_alpha, theta_beta)
         ones_11N = torch.ones_like(unary_BKN[:1, :1])
@@ -134,9 +143,20 @@ def mean_field(
         scores_BKN = unary_BKN
         for _ in range(iterations):
             q_BKN = scores_BKN.softmax(1)
-            message_BKN = product(spatial, near(q_BKN)) + product(bilateral, alike(q_BKN))
-            scores_BKN = unary_BKN + product(outer, message_BKN)
+            scores_BKN = unary_BKN + times(near_KK, near(q_BKN)) + times(alike_KK, alike(q_BKN))
     return scores_BKN.view_as(unary_BKHW).to(logits_BKHW.dtype)
+
+
+def chained(outer_KK: Tensor, inner_KK: Tensor) -> Tensor:
+    """The product of two matrices, so that each message meets one matrix; K stands for a diagonal here and in what comes out."""
+    if outer_KK.ndim == 1:
+        return outer_KK[:, None] * inner_KK if inner_KK.ndim == 2 else outer_KK * inner_KK
+    return outer_KK * inner_KK if inner_KK.ndim == 1 else product(outer_KK, inner_KK)
+
+
+def times(weight_KK: Tensor, message_BKN: Tensor) -> Tensor:
+    """The matrix, or the diagonal K, times each pixel's message."""
+    return product(weight_KK, message_BKN) if weight_KK.ndim == 2 else weight_KK[:, None] * message_BKN
 
 
 def bilateral_features(image_B3HW: Tensor, theta_alpha: Tensor | float, theta_beta: Tensor | float) -> Tensor:
@@ -171,6 +191,12 @@ def _check(logits_BKHW: Tensor, image_B3HW: Tensor, iterations: int, thetas: tup
     for theta in thetas:  # what learns is not read here: that would wait for a GPU
         if not isinstance(theta, Tensor) and not 0 < theta < math.inf:
             raise ValueError(f"crf mean_field: thetas must be positive, not {theta}")
+
+
+def _check_weights(classes: int, weights: tuple[Tensor, ...]) -> None:
+    for weight_KK in weights:
+        if weight_KK.shape not in ((classes, classes), (classes,)):
+            raise ValueError(f"crf mean_field: weights and compatibility must be {classes} x {classes}, not {tuple(weight_KK.shape)}")
 
 
 def _check_options(filtering: str, normalization: str) -> None:

@@ -37,7 +37,9 @@ class _Product(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
+        to_a, to_b = ctx.needs_input_grad
+        ctx.save_for_backward(a if to_b else None, b if to_a else None)  # a fixed filter keeps nothing of what it filters
+        ctx.shapes = a.shape, b.shape
         with full_precision(a.device):
             return a @ b
 
@@ -45,7 +47,7 @@ class _Product(Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:  # pyrefly: ignore[bad-override]
         a, b = ctx.saved_tensors
-        with full_precision(a.device):
-            to_a = (gradients[0] @ b.mT).sum_to_size(a.shape) if ctx.needs_input_grad[0] else None
-            to_b = (a.mT @ gradients[0]).sum_to_size(b.shape) if ctx.needs_input_grad[1] else None
+        with full_precision(gradients[0].device):
+            to_a = None if b is None else (gradients[0] @ b.mT).sum_to_size(ctx.shapes[0])
+            to_b = None if a is None else (a.mT @ gradients[0]).sum_to_size(ctx.shapes[1])
         return to_a, to_b
