@@ -71,7 +71,9 @@ def ids_of(mask: Image.Image) -> np.ndarray:
         return values[..., 0].astype(np.int64)
     if mask.mode in ("RGB", "RGBA"):
         if (values[..., :1] != values[..., 1:3]).any():
-            raise UserError("is a coloured mask: give each class its colour, as in classes: {road: [128, 64, 128]}")
+            raise UserError(
+                "is a coloured mask, without ids: in a folder of one's own, classes: {road: [128, 64, 128]} gives a class its colour"
+            )
         return values[..., 0].astype(np.int64)
     raise UserError(f"is a mask in mode {mask.mode}, which carries no ids: save it as a grey or indexed PNG")
 

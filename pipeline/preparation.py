@@ -246,32 +246,3 @@ def save(cache: Path, done: Mapping[Source, Checked], fresh: list[Checked]) -> N
     fresh.clear()
     entries = {key(source): {**vars(entry), "pair": vars(entry.pair)} for source, entry in done.items()}
     files.write_bytes(cache, json.dumps(entries).encode())  # without indents: 22,000 entries in a tenth of the time
-
-
-def summary(published: Prepared, pixels: Mapping[str, Counter[int]]) -> list[str]:
-    """Lines for a person: pairs and sizes of each split, and each class's share of pixels, where a wrong mask mapping shows."""
-    lines = []
-    for split, pairs in published.splits.items():
-        sizes = Counter((pair.height, pair.width) for pair in pairs).most_common()
-        shown = ", ".join(f"{height} x {width}" for (height, width), _ in sizes[:3])
-        more = f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else ""
-        lines.append(f"{split}: {len(pairs)} pairs of {shown}{more} (height x width)")
-    width = max(map(len, (*published.classes, "share of pixels")))
-    lines.append(f"{'share of pixels':{width}} {' '.join(f'{split:>8}' for split in published.splits)}")
-    for place, name in [*enumerate(published.classes), (IGNORED, "ignored")]:
-        shares = (f"{100 * counts[place] / counts.total():7.2f}%" for counts in pixels.values())
-        lines.append(f"{name:{width}} {' '.join(shares)}")
-    return lines
-
-
-def doubts(published: Prepared, pixels: Mapping[str, Counter[int]]) -> Iterator[str]:
-    """What may be meant so, but rarely is."""
-    for split, counts in pixels.items():
-        if absent := [name for place, name in enumerate(published.classes) if not counts[place]]:
-            yield f"no pixel of {split} has the class {', '.join(absent)}"
-        if counts[IGNORED] > counts.total() / 2:
-            yield f"{100 * counts[IGNORED] / counts.total():.0f} % of the pixels of {split} have no class: is data.ignore right?"
-    split_of: dict[str, str] = {}
-    shared = {pair.name for split, pairs in published.splits.items() for pair in pairs if split_of.setdefault(pair.image, split) != split}
-    if shared:
-        yield f"{len(shared)} images are in two splits, such as {min(shared)}: scores on them mean little"

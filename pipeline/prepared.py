@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline import files, store
 from pipeline.errors import UserError
@@ -136,6 +136,8 @@ def upright(path: Path) -> Image.Image:
         raise UserError("does not exist") from None
     except UserError:
         raise
+    except UnidentifiedImageError:
+        raise UserError("does not decode (it is no image, or one of a kind that is not known)") from None
     except Exception as error:  # decoders meet damage with exceptions of every kind (struct.error, IndexError ...)
         raise UserError(f"does not decode ({' '.join(str(error).split()) or type(error).__name__})") from None
 

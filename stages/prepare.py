@@ -19,7 +19,7 @@ def main() -> None:
     description = "Check every image and label of the dataset and put them into the store."
     argparse.ArgumentParser(prog="uv run python -m stages.prepare", description=description).parse_args()
 
-    from pipeline import config, preparation, prepared
+    from pipeline import config, preparation, prepared, summary
     from pipeline.check import check_data
     from pipeline.errors import UserError
     from pipeline.progress import warn
@@ -36,9 +36,9 @@ def main() -> None:
                 raise UserError(f"{error} (this folder is what was in {archive.name}: is it another archive of that name?)") from None
         raise
     prepared.write(published)
-    for line in preparation.summary(published, pixels):
+    for line in summary.lines(published, pixels):
         print(line)
-    for line in preparation.doubts(published, pixels):
+    for line in summary.doubts(published, pixels):
         warn(line)
 
 

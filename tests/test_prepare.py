@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import files, preparation, prepared, store
+from pipeline import files, preparation, prepared, store, summary
 from pipeline.datasets import DATASETS
 from pipeline.datasets.folder import Folder
 from pipeline.datasets.scenes import Scenes
@@ -116,7 +116,7 @@ def test_all_bad_files_are_listed_and_nothing_is_published(own: Path):
         "claims more than 89,478,485 pixels",
         "is 13 x 8, its image 3.png 12 x 8",
         "ids that are no class's: 7 (96 pixels)",
-        "does not decode (cannot identify",
+        "does not decode (it is no image",
     )
     assert len(faults) == 6
     for reason in reasons:
@@ -367,11 +367,11 @@ def test_doubts_are_voiced(own: Path):
         Image.fromarray(np.full((8, 12), 9 if place else 0, np.uint8)).save(own / "masks" / f"{place}.png")
     dataset = Folder(Path("own"), classes=["a", "b"], ignore=9, val_share=0.5)
     published, pixels = preparation.prepare(dataset, "folder", Path("unused"))
-    said = "\n".join(preparation.doubts(published, pixels))
+    said = "\n".join(summary.doubts(published, pixels))
     assert "has the class b" in said or "has the class a, b" in said
     assert "have no class: is data.ignore right?" in said
-    summary = preparation.summary(published, pixels)
-    assert any(line.startswith("ignored") for line in summary)
+    shown = summary.lines(published, pixels)
+    assert any(line.startswith("ignored") for line in shown)
 
 
 def test_manifests_that_are_missing_damaged_or_asked_for_too_much(own: Path):
