@@ -74,7 +74,7 @@ def check_run(config: Config, classes: int, params: Params, place: str) -> None:
     if lacking := set(loss.needs) - {*model.head.extras, *model.crf.extras}:
         why = f"loss {config.loss.name} needs {' and '.join(sorted(lacking))}"
         raise UserError(f"{file}: {place}: {why}, which head {config.head.name} with crf {config.crf.name} does not give")
-    optim.check_parts(model, config.train.multipliers, "train.multipliers")
+    optim.check_parts(model, config.train.multipliers, "train.multipliers", parameters=True)
     if isinstance(config.backbone.pretrained, Path):
         backbone.weights_file(config.backbone.pretrained, config.backbone.name)
     if model.crf.needs_superpixels and config.superpixel_set is None:

@@ -15,11 +15,12 @@ def part_of(path: str, parts: Iterable[str]) -> str | None:
     return max((part for part in parts if path == part or path.startswith(part + ".")), key=len, default=None)
 
 
-def check_parts(model: nn.Module, parts: Collection[str], what: str) -> None:
-    """Raise ValueError unless every part is a module of the model."""
-    modules = {path for path, _ in model.named_modules() if path}
+def check_parts(model: nn.Module, parts: Collection[str], what: str, *, parameters: bool = False) -> None:
+    """Raise ValueError unless every part is a module of the model, or (with `parameters`) one of its parameters."""
+    known = {path for path, _ in model.named_modules() if path}
+    known |= {path for path, _ in model.named_parameters()} if parameters else set()
     for part in parts:
-        if part not in modules:
+        if part not in known:
             top = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"{what}: {part!r} is no part of this model; parts are {top} and the module paths within them")
 

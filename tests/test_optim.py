@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.crf.conv import Conv
 from models.crf.mean_field import MeanField
 from pipeline import optim
 from pipeline.schema import Train
@@ -86,11 +87,27 @@ def test_parts_that_do_not_exist_are_named() -> None:
         optim.check_parts(Net(), ["crf.classifier", "hed"], "multipliers")
 
 
+def test_kernel_weights_and_compatibility_may_learn_at_rates_of_their_own() -> None:
+    model = nn.ModuleDict({"crf": MeanField(4, 3)})
+    rates = {"crf.field.spatial_weight": 1e4, "crf.field.bilateral_weight": 1e4, "crf.field.compatibility": 1e3}  # CRF-RNN's
+    optim.check_parts(model, rates, "multipliers", parameters=True)
+    with pytest.raises(ValueError, match="is no part"):  # what is frozen is a module
+        optim.check_parts(model, rates, "freeze")
+    groups = optim.parameter_groups(model, rates)
+    found = {id(parameter): group["factor"] for group in groups for parameter in group["params"]}
+    assert {name: found[id(parameter)] for name, parameter in model.named_parameters()} == rates | {
+        "crf.classifier.weight": 1.0, "crf.classifier.bias": 1.0,
+    }  # fmt: skip
+
+
 def test_a_fields_parameters_do_not_decay() -> None:
-    model = nn.ModuleDict({"crf": MeanField(4, 3, learn_bandwidths=True)})
-    groups = optim.optimizer(model, train(weight_decay=0.1, multipliers={"crf.field": 10.0})).param_groups
-    found = {id(parameter): (group["weight_decay"], group["factor"]) for group in groups for parameter in group["params"]}
-    fields = {name: found[id(parameter)] for name, parameter in model["crf"].field.items()}
-    assert fields == dict.fromkeys(model["crf"].field, (0.0, 10.0))
-    assert {"spatial_weight", "bilateral_weight", "compatibility", "theta_alpha"} <= set(fields)
-    assert found[id(model["crf"].classifier.weight)] == (0.1, 1.0)
+    mean_field, conv = MeanField(4, 3, learn_bandwidths=True), Conv(4, 3, theta_alpha=80.0, compatibility=True, position=(5, 6))
+    for crf in (mean_field, conv):
+        model = nn.ModuleDict({"crf": crf})
+        groups = optim.optimizer(model, train(weight_decay=0.1, multipliers={"crf.field": 10.0})).param_groups
+        found = {id(parameter): (group["weight_decay"], group["factor"]) for group in groups for parameter in group["params"]}
+        assert {name: found[id(parameter)] for name, parameter in model.named_parameters()} == {
+            name: (0.1, 1.0) if name.startswith("crf.classifier.") else (0.0, 10.0) for name, _ in model.named_parameters()
+        }
+    assert {"spatial_weight", "bilateral_weight", "compatibility", "theta_alpha"} <= set(mean_field.field)
+    assert {"theta_alpha", "theta_beta", "theta_gamma", "appearance", "weight", "compatibility", "position"} <= set(conv.field)
