@@ -55,7 +55,7 @@ def extract_alone(archive: Path, folder: Path) -> None:
         with reading(archive) as (entries, total):
             unpack(track(entries, total, f"{archive.name}: extracting", unit="files"), partial, archive)
         os.sync()  # the rename must not outlive a power cut that the files do not
-        files.write_json(record_of(folder), {"files": count(partial)})
+        files.write_json(record_of(folder), dict(zip(("files", "bytes"), held(partial), strict=True)))
         partial.replace(folder)
         files.sync(folder.parent)
     finally:
@@ -63,22 +63,24 @@ def extract_alone(archive: Path, folder: Path) -> None:
 
 
 def record_of(folder: Path) -> Path:
-    """Where the number of an extracted folder's files is kept."""
+    """Where it is kept how much an extracted folder has."""
     return folder.with_name(f".{folder.name}.files")
 
 
-def count(folder: Path) -> int:
-    """The number of files at any depth."""
-    return sum(len(names) for _, _, names in os.walk(folder))
+def held(folder: Path) -> tuple[int, int]:
+    """The number of files at any depth, and their bytes."""
+    sizes = [os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names]
+    return len(sizes), sum(sizes)
 
 
 def refuse_losses(folder: Path) -> None:
-    """Refuse an extracted folder that files were taken from: it would be a smaller dataset, and nobody would notice."""
+    """Refuse an extracted folder that files, or parts of them, were taken from: a smaller dataset that nobody would notice."""
     if not record_of(folder).is_file():  # of an earlier version
         return
-    whole = int(files.read_json(record_of(folder), f"delete {folder} and run this again")["files"])
-    if (left := count(folder)) < whole:
-        raise UserError(f"{folder} has {left} of the {whole} files that were extracted: delete it and run this again")
+    record = files.read_json(record_of(folder), f"delete {folder} and run this again")
+    for left, kind in zip(held(folder), ("files", "bytes"), strict=True):
+        if left < (whole := int(record.get(kind, 0))):
+            raise UserError(f"{folder} has {left} of the {whole} {kind} that were extracted: delete it and run this again")
 
 
 def verify(archive: Path) -> None:

@@ -285,6 +285,11 @@ def test_an_extracted_folder_that_lost_files_is_not_a_smaller_dataset(workspace:
         (folder / "d" / name).unlink()
     with pytest.raises(UserError, match=rf"{folder} has 4 of the 5 files that were extracted: delete it and run this again"):
         extraction.extracted(archive, digest)
+    write(folder / "d", "1", b"abc")
+    write(folder / "d", "3", b"a")
+    (folder / "note.txt").unlink()
+    with pytest.raises(UserError, match=rf"{folder} has 13 of the 15 bytes that were extracted: delete it"):
+        extraction.extracted(archive, digest)
     subprocess.run(["rm", "-r", folder], check=True)
     assert len(list((extraction.extracted(archive, digest) / "d").iterdir())) == 5
 
