@@ -355,7 +355,9 @@ def test_the_layer_under_autocast_gives_float32() -> None:
     assert scores.dtype == torch.float32
     assert extras["unary"].dtype == torch.bfloat16
     with torch.device("meta"):
-        assert all(parameter.is_meta for parameter in Conv(4, 3, compatibility=True, position=[8, 12]).parameters())
+        layer = Conv(4, 3, compatibility=True, position=[8, 12])
+        assert all(parameter.is_meta for parameter in layer.parameters())
+        assert layer(torch.zeros(2, 4, 5, 6), torch.zeros(2, 3, 8, 12), None)[0].shape == (2, 3, 8, 12)
 
 
 @pytest.mark.gpu

@@ -206,7 +206,10 @@ def test_the_field_is_float32_under_autocast_and_half_precision() -> None:
 def test_it_is_built_without_memory() -> None:
     with torch.device("meta"):
         module = MeanField(4, 1000, learn_bandwidths=True)
+        logits, _ = MeanField(4, 3)(torch.zeros(2, 4, 5, 6), torch.zeros(2, 3, 20, 24), None)
     assert module.field["compatibility"].is_meta
+    assert logits.is_meta
+    assert logits.shape == (2, 3, 5, 6)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at what a compiled part gives to the next

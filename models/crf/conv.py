@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.filters.blur import Blur, by_bands
-from models.filters.precision import product
+from models.filters.precision import product, without_autocast
 from models.filters.window import Window, window_filter, window_kernel
 from models.layers import Undecayed, at_least_float32, classifier, resize, size_of
 
@@ -141,7 +141,7 @@ def conv_crf(
         if not isinstance(theta, Tensor) and not 0 < theta < math.inf:
             raise ValueError(f"crf conv: thetas must be positive, not {theta}")
     check_sizes(unary_BKHW, image_B3HW, compatibility_KK, position_2HW)
-    with torch.autocast(unary_BKHW.device.type, enabled=False):
+    with without_autocast(unary_BKHW.device):
         log_BKHW = at_least_float32(unary_BKHW).log_softmax(1)
         places_12HW = grid(size_of(log_BKHW), log_BKHW)[None]
         colours_BCHW = image_B3HW.to(log_BKHW) / scalar(theta_beta, log_BKHW)

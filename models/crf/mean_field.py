@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from models.filters import FILTERS
-from models.filters.precision import product
+from models.filters.precision import product, without_autocast
 from models.filters.spatial import Spatial
 from models.layers import Undecayed, at_least_float32, classifier, resize, size_of
 
@@ -131,7 +131,9 @@ def mean_field(
     _check(logits_BKHW, image_B3HW, iterations, (theta_alpha, theta_beta, theta_gamma))
     _check_weights(logits_BKHW.shape[1], (spatial_weight_KK, bilateral_weight_KK, compatibility_KK))
     _check_options(filtering, normalization)
-    with torch.autocast(logits_BKHW.device.type, enabled=False):
+    if logits_BKHW.is_meta:  # which tiles are near is not known there
+        return logits_BKHW.clone()
+    with without_autocast(logits_BKHW.device):
         unary_BKHW = at_least_float32(logits_BKHW)
         image_B3HW = image_B3HW.to(unary_BKHW)
         near_KK, alike_KK = (chained(compatibility_KK, weight_KK).to(unary_BKHW) for weight_KK in (spatial_weight_KK, bilateral_weight_KK))

@@ -4,7 +4,7 @@ Scaled colours reach 85 and their half squares 3600: TF32 or bfloat16 in a Gauss
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from torch.autograd.function import once_differentiable
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Inside, autocast is off and a product of float32 is IEEE float32 (no TF32 on CUDA, no bfloat16 on a CPU)."""
+    if device.type == "meta":
+        yield
+        return
     settings = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # pyrefly: ignore[missing-attribute]
     before = settings.fp32_precision
     settings.fp32_precision = "ieee"
@@ -24,6 +27,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         settings.fp32_precision = before
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, autocast is off on the device; the meta device has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @torch.compiler.disable

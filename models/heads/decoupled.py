@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.filters.precision import without_autocast
 from models.layers import ASPP, End, PyramidPooling, at_least_float32, classifier, conv_norm_act, must_be_deterministic, resize, size_of
 
 LOW_LEVEL_STRIDE = 4
@@ -115,7 +116,7 @@ class BodyEdge(nn.Module):
         coarse_BChw = self.down(at_least_7x7(features_BCHW))
         coarse_BCHW = resize(coarse_BChw, size_of(features_BCHW), align_corners=True)
         flow_B2HW = self.flow(torch.cat([features_BCHW, coarse_BCHW.to(features_BCHW.dtype)], dim=1))
-        with torch.autocast(features_BCHW.device.type, enabled=False):
+        with without_autocast(features_BCHW.device):
             precise_BCHW = at_least_float32(features_BCHW)
             body_BCHW = warp(precise_BCHW, flow_B2HW.to(precise_BCHW.dtype))
             edge_BCHW = precise_BCHW - body_BCHW

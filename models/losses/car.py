@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from models.entropy import IGNORE, Entropy
+from models.filters.precision import without_autocast
 from models.layers import Output, at_least_float32, size_of
 from models.reductions import all_sum
 
@@ -98,7 +99,7 @@ def class_aware_terms(
     check(num_classes, form)
     if not terms:
         return {}
-    with torch.autocast(features_BCHW.device.type, enabled=False):
+    with without_autocast(features_BCHW.device):
         rows_NC = at_least_float32(features_BCHW).movedim(1, -1).flatten(0, 2)
         labels_N = labels_at(labels_BHW, size_of(features_BCHW)).flatten().long()
         labelled_N = (labels_N != ignore_index) & (labels_N >= 0) & (labels_N < num_classes)
