@@ -7,7 +7,7 @@ in the images' order before they are averaged; so the result does not depend on 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -19,8 +19,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.backbone import normalization
-from models.segmenter import build
 from pipeline import cost, files, pictures, store, tracking
 from pipeline import prepared as preparation
 from pipeline.checkpoint import Weights, read_weights
@@ -31,6 +29,7 @@ from pipeline.inference import Network, predict
 from pipeline.metrics import VOID, mean_scores
 from pipeline.prepared import Pair, Prepared
 from pipeline.progress import track
+from pipeline.restored import restored
 from pipeline.schema import Evaluation
 from pipeline.superpixels import SuperpixelMaps, read_set
 from pipeline.tally import PROTOCOLS, Tally, adjacent_cosine
@@ -138,15 +137,7 @@ def load(task: Task, seed: int) -> tuple[Weights, Network]:
             raise UserError(f"{manifest}, which {path} was trained with, does not exist: {remedy}")
         if files.sha256(manifest) != weights.superpixels["sha256"]:
             raise UserError(f"{path} was trained with other superpixels than {manifest} has now: {again}")
-    untrained = replace(weights.config, backbone=replace(weights.config.backbone, pretrained=False))
-    try:
-        model = build(untrained, len(weights.classes))
-        model.load_state_dict(weights.state)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} does not fit the network as models/ has it now ({reason[:200]}): {again}") from None
-    mean_colour, _ = normalization(weights.config.backbone.name)
-    return weights, Network(model.to(task.device).eval(), tuple(mean_colour))
+    return weights, restored(weights, path, task.device, again)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ that has one holds a few tensors of that size while it runs.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -225,9 +226,14 @@ def strips(classes: int, size: tuple[int, int], device: torch.device) -> list[tu
 
 @torch.inference_mode()
 def predict(
-    network: Network, image: Image.Image, superpixels_HW: NDArray[np.int32] | None, evaluation: Evaluation, classes: int
+    network: Network,
+    image: Image.Image,
+    superpixels_HW: NDArray[np.int32] | None,
+    evaluation: Evaluation,
+    classes: int,
+    keep: Callable[[int, Tensor], None] | None = None,
 ) -> Prediction:
-    """Predict an RGB image at its own size.
+    """Predict an RGB image at its own size. `keep` gets the probabilities of the multi-scale protocol: (first row, K R W), in order.
 
     Single scale is scale 1 without flip; multi is the mean softmax over `evaluation.scales`, each mirrored too with
     `evaluation.flip`. They share the view that both have, and are one where that is all. `evaluation.dense_crf` refines the
@@ -251,6 +257,8 @@ def predict(
                     best_HW[start:stop] = logits_KRW.max(0).indices  # argmax takes three times as long
                 if total_KHW is not None and (scale in evaluation.scales or crf):
                     total_KHW[:, start:stop] += logits_KRW.softmax(0)
+                elif keep and total_KHW is None:
+                    keep(start, logits_KRW.softmax(0))
             del source  # before the next view's
             if (scale, flip) == (1.0, False):
                 if total_KHW is not None and crf:
@@ -261,6 +269,9 @@ def predict(
     if total_KHW is None or not several:
         return Prediction(single_HW, single_HW, seconds)
     total_KHW /= len(evaluation.scales) * len(flips)
+    if keep:
+        for start, stop in strips(classes, size, device):
+            keep(start, total_KHW[:, start:stop])
     return Prediction(single_HW, classes_of(total_KHW, image, crf).cpu().numpy(), seconds)
 
 

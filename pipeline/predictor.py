@@ -1,0 +1,143 @@
+"""Predictions of a published run on images of one's own.
+
+    predictor = Predictor.load("ecrf")
+    image, ids_HW = predictor.image("street.jpg"), predictor("street.jpg")
+    names = [predictor.classes[id] for id in set(ids_HW.flat)]
+
+Superpixels, where the run has them, are made on the fly. A large image is predicted by windows, in memory that grows with its pixels
+and not with pixels times classes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipeline import files, store
+from pipeline.checkpoint import Weights, read_weights
+from pipeline.errors import UserError
+from pipeline.inference import Network, predict, scaled_size
+from pipeline.palette import distinct
+from pipeline.prepared import rgb
+from pipeline.profiles import Launch
+from pipeline.restored import restored
+from pipeline.schema import Evaluation, SuperpixelSet
+from pipeline.superpixels import label_map
+
+WHOLE = 4 * 2**20  # pixels that a network takes at once; beyond, windows
+LEAST = 1024  # pixels of a window's side, where the crop of the training was smaller
+STEP = 0.875  # of a window's side to the next window: an eighth overlaps
+BLOCK = 2048  # pixels of a side that get their superpixels together
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network and how it is to look at images. `protocol.mode` "whole" becomes windows for an image beyond `WHOLE` pixels."""
+
+    network: Network
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    superpixels: SuperpixelSet | None
+    protocol: Evaluation
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        seed: int | None = None,
+        device: str | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        short_side: int | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> "Predictor":
+        """The predictor of a run's name, or of a weights file.
+
+        seed: null is the first one that was published. device: null is the GPU where there is one. scales, flip: what the softmax is
+        averaged over. short_side: what images are fitted to before. window: height and width; null is whole where an image is not
+        too large. UserError: no such run or seed, a damaged file, settings out of range.
+        """
+        path = weights_file(run, seed)
+        weights = read_weights(path)
+        if not scales or min(scales) <= 0 or (short_side is not None and short_side < 1) or (window is not None and min(window) < 1):
+            raise UserError("scales, short_side and window must be positive")
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        network = restored_on(where, weights, path)
+        height, width = window or (max(LEAST, side) for side in weights.config.data.crop)
+        protocol = Evaluation(
+            name="predict", of=weights.config.name, split="", mode="slide" if window else "whole", window=(height, width),
+            stride=(math.ceil(STEP * height), math.ceil(STEP * width)), short_side=short_side, scales=tuple(scales), flip=flip,
+            launch=Launch(name="predict", backend="local"),
+        )  # fmt: skip
+        return cls(network, weights.classes, palette_of(weights.classes), weights.config.superpixel_set, protocol)
+
+    @staticmethod
+    def image(file: str | Path) -> Image.Image:
+        """Any image file as an upright 8-bit RGB image; UserError: why it is none."""
+        return rgb(Path(file))
+
+    def __call__(self, image: str | Path | Image.Image, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
+        """The class ids (H, W) of an image; `keep` gets the probabilities, as (first row, K R W) from top to bottom."""
+        picture = image.convert("RGB") if isinstance(image, Image.Image) else self.image(image)
+        protocol, size = self.protocol, (picture.height, picture.width)
+        largest = scaled_size(size, protocol.short_side, max(1.0, *protocol.scales))
+        if largest[0] * largest[1] > WHOLE:
+            protocol = replace(protocol, mode="slide")
+        made = None if self.superpixels is None else superpixels_of(np.asarray(picture), self.superpixels)
+        return predict(self.network, picture, made, protocol, len(self.classes), keep).multi_HW
+
+
+def restored_on(device: torch.device, weights: Weights, path: Path) -> Network:
+    """The network on a device, which must be there."""
+    try:
+        return restored(weights, path, device, "train it again")
+    except (RuntimeError, AssertionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"device {device} cannot be used: {' '.join(str(error).split())[:200]}") from None
+
+
+def weights_file(run: str | Path, seed: int | None) -> Path:
+    """The weights of a run's name, or a file as it is; UserError: what there is instead."""
+    if str(run).endswith(".pt"):
+        return Path(run)
+    folder = Path("runs") / run / "weights"
+    found = {int(path.stem[5:]): path for path in folder.glob("seed-*.pt") if path.stem[5:].isdigit()}
+    if not found:
+        known = sorted(path.parent.name for path in Path("runs").glob("*/weights"))
+        raise UserError(f"run {run} has no weights in {folder}: train it first; runs that are finished: {', '.join(known) or 'none'}")
+    if seed is not None and seed not in found:
+        raise UserError(f"run {run} has no seed {seed}; it has {', '.join(map(str, sorted(found)))}")
+    return found[min(found) if seed is None else seed]
+
+
+def palette_of(classes: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
+    """The colours of the prepared dataset where it has these classes, else colours that differ."""
+    try:
+        manifest = files.read_json(store.PREPARED, "")
+    except UserError:
+        return distinct(len(classes))
+    if tuple(manifest.get("classes", ())) != classes:
+        return distinct(len(classes))
+    return tuple((red, green, blue) for red, green, blue in manifest["palette"])
+
+
+def superpixels_of(image_HW3: NDArray[np.uint8], settings: SuperpixelSet) -> NDArray[np.int32]:
+    """The superpixels of an image; those of a large one are made block by block, each with the set's number of them."""
+    H, W = image_HW3.shape[:2]
+    labels_HW, first = np.empty((H, W), np.int32), 0
+    rows, columns = (np.linspace(0, side, -(-side // BLOCK) + 1).astype(int) for side in (H, W))
+    for top, bottom in pairwise(rows):
+        for left, right in pairwise(columns):
+            block = label_map(image_HW3[top:bottom, left:right], settings)
+            labels_HW[top:bottom, left:right] = block + first
+            first += int(block.max()) + 1
+    return labels_HW

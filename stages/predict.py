@@ -1,0 +1,129 @@
+"""Predict images of your own: `uv run python -m stages.predict --run ecrf IMAGES... --out DIR`.
+
+IMAGES are files, folders (with all that is in them) and patterns. For each, DIR gets <name>.labels.png, class ids with the classes'
+colours as palette, and <name>.overlay.png; with --probabilities also <name>.probabilities.npy, float16 [classes, height, width].
+An image that cannot be read is named and skipped; the exit status is then 1.
+"""
+
+import argparse
+import glob
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.progress import track
+from stages.command import run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.predictor import Predictor
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".gif"}  # of images in a folder
+MOST = 2**30  # pixels of an image: beyond Pillow's usual limit, for these are the user's own
+
+
+def main() -> None:
+    """The command."""
+    options = arguments()
+    images = named(options.images)
+    from PIL import Image
+
+    from pipeline.pictures import legend, save
+    from pipeline.predictor import Predictor
+
+    Image.MAX_IMAGE_PIXELS = MOST
+    predictor = Predictor.load(
+        options.run, seed=options.seed, device=options.device, scales=options.scales, flip=options.flip,
+        short_side=options.short_side, window=options.window,
+    )  # fmt: skip
+    save(legend(predictor.classes, predictor.palette), options.out / "legend.png")
+    skipped = []
+    for name, file in track(images.items(), len(images), f"predict with {options.run}", unit="images"):
+        try:
+            write(predictor, file, options.out / name, probabilities=options.probabilities)
+        except UserError as error:
+            skipped.append(file)
+            print(f"skipped: {file}: {error}", file=sys.stderr)
+    print(f"{len(images) - len(skipped)} of {len(images)} images predicted > {options.out}")
+    if skipped:
+        raise SystemExit(1)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="uv run python -m stages.predict", description="Predict images with a finished run.")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
+    parser.add_argument("--run", required=True, help="a run of runs/, or a weights file (.pt)")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the predictions go")
+    parser.add_argument("--seed", type=int, help="which seed of the run; the first one otherwise")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU otherwise, where there is one")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these scales")
+    parser.add_argument("--flip", action="store_true", help="average over mirrored images too")
+    parser.add_argument("--short-side", type=int, metavar="PIXELS", help="fit images to this first, as some evaluations do")
+    parser.add_argument("--window", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="slide a window, as for large images anyway")
+    parser.add_argument("--probabilities", action="store_true", help="write the classes' probabilities too")
+    return parser.parse_args()
+
+
+def named(patterns: Sequence[str]) -> dict[str, Path]:
+    """The image files by the names of their predictions: their own without suffix, with it where two would be the same."""
+    found: dict[Path, Path] = {}  # the file, and its name below the folder that was given
+    for pattern in patterns:
+        path = Path(pattern)
+        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+        if not matches:
+            raise UserError(f"{pattern}: there is no such file, folder or pattern's match")
+        for match in matches:
+            if match.is_dir():
+                inside = [file for file in sorted(match.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+                found |= {file: file.relative_to(match) for file in inside}
+            else:
+                found[match] = Path(match.name)
+    if not found:
+        raise UserError(f"no images in {', '.join(patterns)}; known suffixes: {' '.join(sorted(SUFFIXES))}")
+    stems = Counter(name.with_suffix("") for name in found.values())
+    names = {file: str(name.with_suffix("") if stems[name.with_suffix("")] == 1 else name) for file, name in found.items()}
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise UserError(f"two of the images are called {twice[0]}: predict their folders one by one")
+    return {name: file for file, name in names.items()}
+
+
+def write(predictor: "Predictor", file: Path, goal: Path, *, probabilities: bool) -> None:
+    """Predict one image and write its files, each whole or not at all."""
+    from PIL import Image
+
+    from pipeline import files
+    from pipeline.pictures import coloured, indexed, save
+
+    image = predictor.image(file)
+    if probabilities:
+        with files.replacing(goal.with_name(goal.name + ".probabilities.npy")) as writer:
+            ids_HW = predictor(image, planes(writer, (len(predictor.classes), image.height, image.width)))
+    else:
+        ids_HW = predictor(image)
+    save(indexed(ids_HW, predictor.palette), goal.with_name(goal.name + ".labels.png"))
+    overlay = Image.blend(image, Image.fromarray(coloured(ids_HW, predictor.palette)), 0.5)
+    save(overlay, goal.with_name(goal.name + ".overlay.png"))
+
+
+def planes(writer: IO[bytes], shape: tuple[int, int, int]) -> Callable[[int, "Tensor"], None]:
+    """What writes rows of all classes to where a float16 .npy array of `shape` has them, so that the whole is never in memory."""
+    import numpy as np
+
+    np.lib.format.write_array_header_1_0(writer, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    first, (_, height, width) = writer.tell(), shape
+
+    def keep(start: int, values_KRW: "Tensor") -> None:
+        for number, plane_RW in enumerate(values_KRW.cpu().numpy().astype("<f2")):
+            writer.seek(first + 2 * width * (number * height + start))
+            writer.write(plane_RW.tobytes())
+
+    return keep
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,205 @@
+"""Predictions on images of one's own: the same as evaluation's, whatever the image, and bad ones are named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Project
+from PIL import Image
+
+from pipeline import predictor, prepared, store
+from pipeline.errors import UserError
+from pipeline.predictor import Predictor
+from pipeline.superpixels import label_map
+
+CLASSES = 9
+
+
+@pytest.fixture(scope="module")
+def trained(prepared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with both methods trained for four steps, and evaluated."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(prepared_project, folder, dirs_exist_ok=True)
+    project = Project(folder)
+    project.params["train"]["iterations"] = 4
+    for name in ("fcn", "ecrf"):
+        assert project.stage("train", name) == 0
+        assert project.stage("evaluate", name) == 0
+    return folder
+
+
+@pytest.fixture
+def project(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The trained project as the current folder."""
+    monkeypatch.chdir(trained)
+    return trained
+
+
+@pytest.fixture
+def predict(project: Path) -> Callable[..., int]:
+    """What `python -m stages.predict` does."""
+    made = Project(project)
+    made.params["train"]["iterations"] = 4
+
+    def command(*arguments: object) -> int:
+        try:
+            return made.stage("predict", *map(str, arguments))
+        except SystemExit as ended:
+            return int(ended.code or 0)
+
+    return command
+
+
+def images() -> dict[str, Path]:
+    """The files of the split val in the store, by their names."""
+    return {pair.name: store.path("images", pair.image) for pair in prepared.pairs(prepared.read(), "val")}
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+@pytest.mark.parametrize("run", ["fcn", "ecrf"])
+def test_predictions_are_those_of_the_evaluation(run: str, predict: Callable[..., int], project: Path, tmp_path: Path) -> None:
+    """With the same protocol, and superpixels that are made anew."""
+    files = images()
+    assert predict("--run", run, "--out", tmp_path / "out", *files.values(), "--scales", "0.75", "1", "--flip") == 0
+    drawn = sorted((project / f"results/{run}/pictures").glob("*.prediction.png"))
+    assert len(drawn) == 4
+    for path in drawn:
+        file = files[path.name.removesuffix(".prediction.png")]
+        labels = tmp_path / "out" / f"{file.stem}.labels.png"
+        np.testing.assert_array_equal(read(labels), read(path))
+        with Image.open(labels) as opened:
+            assert opened.mode == "P"
+            assert opened.getpalette()[: 3 * CLASSES] == [value for colour in prepared.read().palette for value in colour]
+        overlay = read(tmp_path / "out" / f"{file.stem}.overlay.png")
+        assert overlay.shape == (*read(labels).shape, 3)
+        with Image.open(file) as original:
+            assert np.abs(overlay.astype(int) - np.asarray(original.convert("RGB"))).mean() > 5
+    assert (tmp_path / "out/legend.png").is_file()
+
+
+def test_three_lines_of_python(project: Path) -> None:
+    file = next(iter(images().values()))
+    made = Predictor.load("ecrf")
+    ids_HW = made(file)
+    assert ids_HW.shape == read(file).shape[:2]
+    assert ids_HW.dtype == np.uint8
+    assert ids_HW.max() < len(made.classes) == CLASSES
+    np.testing.assert_array_equal(made(Image.open(file)), ids_HW)
+    np.testing.assert_array_equal(Predictor.load("runs/ecrf/weights/seed-0.pt", seed=7)(file), ids_HW)
+
+
+@pytest.mark.parametrize("options", [[], ["--scales", "0.5", "1"], ["--window", "32", "40"]], ids=["one", "several", "windows"])
+def test_probabilities_are_written_and_agree_with_the_labels(options: list[str], predict: Callable[..., int], tmp_path: Path) -> None:
+    file = next(iter(images().values()))
+    assert predict("--run", "fcn", "--out", tmp_path, file, "--probabilities", *options) == 0
+    found_KHW = np.load(tmp_path / f"{file.stem}.probabilities.npy")
+    labels_HW = read(tmp_path / f"{file.stem}.labels.png")
+    assert found_KHW.dtype == np.float16
+    assert found_KHW.shape == (CLASSES, *labels_HW.shape)
+    np.testing.assert_allclose(found_KHW.astype(float).sum(0), 1, atol=3e-3)
+    chosen_HW = np.take_along_axis(found_KHW, labels_HW[None].astype(int), 0)[0]
+    assert (chosen_HW >= found_KHW.max(0) - 1e-3).all()
+
+
+def test_a_large_image_goes_by_windows_and_its_superpixels_by_blocks(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "LEAST", 512)
+    made = Predictor.load("ecrf")
+    seen: list[tuple[int, ...]] = []
+    made.network.model.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 900, 3), np.uint8))
+    monkeypatch.setattr(predictor, "WHOLE", 900 * 70)
+    assert made(picture).shape == (70, 900)
+    assert seen == [(1, 3, 70, 900)]
+    monkeypatch.setattr(predictor, "WHOLE", 900 * 70 - 1)
+    assert made(picture).shape == (70, 900)
+    assert seen[1:] == [(1, 3, 512, 512)] * 2  # at 0 and 388
+    monkeypatch.setattr(predictor, "BLOCK", 400)
+    assert made.superpixels is not None
+    labels_HW = predictor.superpixels_of(np.asarray(picture), made.superpixels)
+    first = label_map(np.asarray(picture)[:, :300], made.superpixels)
+    np.testing.assert_array_equal(labels_HW[:, :300], first)
+    assert labels_HW[:, 300:].min() == first.max() + 1
+    assert len(np.unique(labels_HW)) == labels_HW.max() + 1
+
+
+def test_odd_images_are_predicted_and_bad_ones_named(
+    predict: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mine"
+    (folder / "deeper").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    colour = Image.fromarray(pixels)
+    colour.convert("L").save(folder / "grey.png")
+    colour.convert("RGBA").save(folder / "deeper/alpha.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    turned = colour.getexif()
+    turned[0x0112] = 6  # to be turned by a quarter
+    colour.save(folder / "turned.jpg", exif=turned)
+    Image.fromarray(pixels[:1, :1]).save(folder / "pixel.png")
+    (folder / "text.png").write_text("no image")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("no image either, and not taken for one")
+    assert predict("--run", "ecrf", "--out", tmp_path / "out", folder) == 1
+    said = capfd.readouterr()
+    assert sorted(line for line in said.err.splitlines() if line.startswith("skipped: ")) == [
+        f"skipped: {folder / 'empty.jpg'}: is empty (0 bytes)",
+        f"skipped: {folder / 'text.png'}: does not decode (cannot identify image file {str(folder / 'text.png')!r})",
+    ]
+    assert "5 of 7 images predicted" in said.out
+    sizes = {path.relative_to(tmp_path / "out").as_posix(): read(path).shape for path in (tmp_path / "out").rglob("*.labels.png")}
+    assert sizes == {
+        "grey.labels.png": (40, 60), "deeper/alpha.labels.png": (40, 60), "deep.labels.png": (40, 60),
+        "turned.labels.png": (60, 40), "pixel.labels.png": (1, 1),
+    }  # fmt: skip
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_names_that_meet_keep_their_suffix(predict: Callable[..., int], tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    assert predict("--run", "fcn", "--out", tmp_path / "out", str(tmp_path / "*.*g")) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.labels.png")) == ["a.jpg.labels.png", "a.png.labels.png", "b.labels.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--run", "nobody", "."], "run nobody has no weights in runs/nobody/weights: train it first; runs that are finished: ecrf, fcn"),
+        (["--run", "fcn", "--seed", "3", "."], "run fcn has no seed 3; it has 0"),
+        (["--run", "nowhere.pt", "."], "nowhere.pt does not exist"),
+        (["--run", "fcn", "no-such-file.png"], "no-such-file.png: there is no such file, folder or pattern's match"),
+        (["--run", "fcn", "results/fcn.json", "--device", "cuda:9"], "device cuda:9 cannot be used"),
+        (["--run", "fcn", "results", "--scales", "0"], "must be positive"),
+        (["--run", "fcn", "data/superpixels"], "no images in data/superpixels"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], words: str, predict: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(*arguments, "--out", tmp_path / "out") == 2
+    line = capfd.readouterr().err.strip()
+    assert line.startswith("error: ")
+    assert words in line
+    assert "\n" not in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_of_another_dataset_get_colours_of_their_own(project: Path, tmp_path: Path) -> None:
+    payload = torch.load("runs/fcn/weights/seed-0.pt", weights_only=True)
+    torch.save({**payload, "classes": [f"class {number}" for number in range(CLASSES)]}, tmp_path / "other.pt")
+    made = Predictor.load(tmp_path / "other.pt")
+    assert made.classes[0] == "class 0"
+    assert len(set(made.palette)) == CLASSES
+    assert made.palette != tuple(map(tuple, json.loads(Path("data/prepared.json").read_text())["palette"]))
+    (tmp_path / "bad.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match="no weights file"):
+        Predictor.load(tmp_path / "bad.pt")
