@@ -123,9 +123,11 @@ def test_float32_keeps_its_precision_whatever_is_set_around_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     logits, image = torch.randn(2, 2, 5, 3).to(dtype), torch.rand(2, 3, 5, 3) * 255
-    low = mean_field(logits, image, **weights(2))
-    assert low.dtype == dtype
-    assert torch.equal(low, mean_field(logits.float(), image, **weights(2)).to(dtype))
+    assert mean_field(logits, image, **weights(2)).dtype == dtype
+    short = {name: weight.to(dtype) for name, weight in weights(2).items()}
+    for form in (weights(2), short):
+        precise = mean_field(logits.float(), image, **{name: weight.float() for name, weight in form.items()})
+        assert torch.equal(mean_field(logits, image, **form), precise.to(dtype))
 
 
 def test_small_and_empty_images_and_no_steps() -> None:

@@ -136,7 +136,8 @@ def mean_field(
     with without_autocast(logits_BKHW.device):
         unary_BKHW = at_least_float32(logits_BKHW)
         image_B3HW = image_B3HW.to(unary_BKHW)
-        near_KK, alike_KK = (chained(compatibility_KK, weight_KK).to(unary_BKHW) for weight_KK in (spatial_weight_KK, bilateral_weight_KK))
+        spatial, bilateral, outer = (weight_KK.to(unary_BKHW) for weight_KK in (spatial_weight_KK, bilateral_weight_KK, compatibility_KK))
+        near_KK, alike_KK = chained(outer, spatial), chained(outer, bilateral)
         unary_BKN = unary_BKHW.flatten(2)
         features_B5N = bilateral_features(image_B3HW, theta_alpha, theta_beta)
         ones_11N = torch.ones_like(unary_BKN[:1, :1])
