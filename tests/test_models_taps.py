@@ -103,15 +103,17 @@ from models.kernels import messages, taps
 from models.kernels.superpixels import segments
 
 torch.manual_seed(0)
+messages.SLOTS = 3  # so that a program has several superpixels
 layouts = (torch.contiguous_format, torch.channels_last)
-cases = [(3, 2, 5, 6, 7), (5, 1, 3, 3, 5), (3, 3, 18, 2, 5), (1, 1, 3, 4, 4), (3, 2, 4, 1, 1), (3, 1, 66, 3, 5)]
+# Among them: several blocks of channels in each layout, several tiles of pixels, superpixels larger than a tile, a map of one pixel.
+cases = [(3, 2, 5, 3, 4), (5, 1, 3, 3, 5), (3, 3, 18, 2, 5), (1, 1, 3, 9, 8), (3, 2, 4, 1, 1), (3, 1, 66, 3, 12)]
 for (k, d, C, h, w), dtype, layout in zip(cases, [torch.float64, torch.float32, torch.bfloat16, torch.float16] * 2, layouts * 3):
     x = torch.randn(2, C, h, w).to(dtype).to(memory_format=layout).flatten(2)
     g = torch.randn(2, C, h, w).to(dtype).flatten(2)
     weights = torch.randn(2, k * k, h * w, dtype=torch.promote_types(dtype, torch.float32))
     window = [w, k, d]
-    found = list(segments(torch.randint(-1, 6, (2, h, w))))
-    for found in [found, [*found[:3], -found[3]], []][: 3 if k == 5 else 1]:
+    found = list(segments(torch.randint(-1, 1 if k == 1 else 6, (2, h, w))))
+    for found in [found, [*found[:3], -found[3]], []][: 3 if k == 1 else 1]:
         ours = [
             messages.weighted_sum(x, weights, window, found), messages.transposed_sum(g, weights, window, found),
             *messages.gradients(g, x, weights, window, found), messages.products(g, x, window),
