@@ -13,7 +13,7 @@ from pipeline import preparation, workers
 from pipeline.datasets.folder import Folder
 
 LIKE = {like.name: like for like in (CITYSCAPES, ADE20K)}
-HEADER = "| preparing | processes | pairs | pairs/s | MB/s | all of it |\n|---|--:|--:|--:|--:|--:|"
+HEADER = "| preparing | processes | pairs | pairs/s | MB/s | CPU a pair | all of it |\n|---|--:|--:|--:|--:|--:|--:|"
 
 
 def command(like: Like, pictures: int) -> Sequence[str]:
@@ -34,12 +34,18 @@ def main() -> None:
         for processes in (1, min(workers.cores(), pictures)):
             workers.FEW = pictures if processes == 1 else few  # so many are done without further processes
             os.environ["DATA_STORE"] = f"{folder}/store-{processes}"
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), used()
             preparation.prepare(Folder(own, classes=CLASSES), "folder", Path("unused"))
             spent = time.perf_counter() - began
             first = title(like) if processes == 1 else ""
             cells = (first, processes, f"{pictures} of {like.files}", f"{pictures / spent:.1f}", f"{megabytes / spent:.0f}")
-            print("| " + " | ".join(map(str, cells)) + f" | {like.files * spent / pictures / 60:.1f} min |", flush=True)
+            cells += (f"{1000 * (used() - worked) / pictures:.1f} ms", f"{like.files * spent / pictures / 60:.1f} min")
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def used() -> float:
+    """CPU seconds of this process and those that it has waited for: what a busy machine does not change much."""
+    return sum(os.times()[:4])
 
 
 if __name__ == "__main__":
