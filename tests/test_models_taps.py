@@ -106,7 +106,7 @@ torch.manual_seed(0)
 messages.SLOTS = 3  # so that a program has several superpixels
 layouts = (torch.contiguous_format, torch.channels_last)
 # Among them: several blocks of channels in each layout, several tiles of pixels, superpixels larger than a tile, a map of one pixel.
-cases = [(3, 2, 5, 3, 4), (5, 1, 3, 3, 5), (3, 3, 18, 2, 5), (1, 1, 3, 9, 8), (3, 2, 4, 1, 1), (3, 1, 66, 3, 12)]
+cases = [(3, 2, 5, 3, 4), (5, 1, 3, 3, 5), (3, 3, 18, 2, 5), (1, 1, 3, 9, 16), (3, 2, 4, 1, 1), (3, 1, 66, 3, 12)]
 for (k, d, C, h, w), dtype, layout in zip(cases, [torch.float64, torch.float32, torch.bfloat16, torch.float16] * 2, layouts * 3):
     x = torch.randn(2, C, h, w).to(dtype).to(memory_format=layout).flatten(2)
     g = torch.randn(2, C, h, w).to(dtype).flatten(2)
