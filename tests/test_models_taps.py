@@ -58,11 +58,11 @@ def test_sums_and_products_equal_loops(
 
 
 def test_derivatives_of_any_order() -> None:
-    a, b = (torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    weights = torch.randn(1, 9, 3, 4, dtype=torch.float64, requires_grad=True)
-    found = segments(torch.randint(-1, 3, (1, 3, 4)))
+    a, b = (torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weights = torch.randn(1, 9, 2, 3, dtype=torch.float64, requires_grad=True)
+    found = segments(torch.randint(-1, 2, (1, 2, 3)))
     for function, inputs in (
-        (lambda x, w: weighted_sum(x, w, 3, 2, found), (a, weights)),
+        (lambda x, w: weighted_sum(x, w, 3, 1, found), (a, weights)),
         (lambda x, y: products(x, y, 3, 2), (a, b)),
         (lambda x: products(x, x, 3, 1), (a,)),
         (lambda x: segment_means(x, found), (a,)),
