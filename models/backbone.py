@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from models import mit
+from models import mit, weights
 
 # timm takes seconds to import, so that each function here imports it itself.
 
@@ -34,7 +34,7 @@ def build(name: str, output_stride: int, pretrained: bool | Path = False) -> nn.
     create = _create_mit if name in mit.VARIANTS else _create
     network = create(name, output_stride, pretrained is True and not on_meta)
     if not isinstance(pretrained, bool) and not on_meta:
-        print(load(network, weights_file(Path(pretrained), name), name), flush=True)
+        print(weights.load(network, weights.find(Path(pretrained), name), name), flush=True)
     return network
 
 
@@ -140,12 +140,12 @@ def _told(network: nn.Module, name: str, heard: list[str]) -> str:
     said = "\n".join(heard)
     origin = re.search(r"Loading pretrained weights from (.*)", said)
     lists = {kind: re.search(rf"{kind} keys \((.*?)\)", said) for kind in ("Missing", "Unexpected")}
-    lost, more = ({_plain(key): key for key in found[1].split(", ")} if found else {} for found in lists.values())
-    missing = [key for key in network.state_dict() if _plain(key) in lost]
+    lost, more = ({weights.plain(key): key for key in found[1].split(", ")} if found else {} for found in lists.values())
+    missing = [key for key in network.state_dict() if weights.plain(key) in lost]
     known = get_pretrained_cfg(name)
     classifier = known.classifier if known else None
     unused = [*more.values(), *([classifier] if isinstance(classifier, str) and classifier else classifier or ())]
-    return _line(network, name, origin[1] if origin else "timm", missing, unused)
+    return weights.summary(network, name, origin[1] if origin else "timm", missing, unused)
 
 
 def _channels_first(network: nn.Module) -> nn.Module:
@@ -170,7 +170,7 @@ def _create_mit(name: str, output_stride: int, pretrained: bool) -> nn.Module:
         file = mit.download(name)
     except Exception as error:  # whatever the hub's client or the network raises
         raise _not_downloaded(name, error) from None
-    print(load(network, file, name), flush=True)
+    print(weights.load(network, file, name), flush=True)
     return network
 
 
@@ -198,69 +198,3 @@ def _notice_missing_network() -> None:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
     except OSError:
         constants.HF_HUB_OFFLINE = True
-
-
-def weights_file(path: Path, name: str) -> Path:
-    """The file that `path` means: itself, or in a folder the one that is called like the backbone, or lies in a folder so called."""
-    if path.is_dir():
-        stems = dict.fromkeys((name, name.partition(".")[0]))
-        wanted = [f"{stem}{suffix}" for stem in stems for suffix in (".safetensors", ".pth", ".pt")]
-        wanted += [f"{stem}/{file}" for stem in stems for file in ("model.safetensors", "pytorch_model.bin")]  # as the hub has them
-        found = [path / file for file in wanted if (path / file).is_file()]
-        if not found:
-            raise ValueError(f"backbone.pretrained: {path} has no {', '.join(wanted)}")
-        return found[0]
-    if not path.is_file():
-        raise ValueError(f"backbone.pretrained: {path} does not exist; give a file of weights, or false to train from scratch")
-    return path
-
-
-def read_weights(file: Path) -> Mapping[str, Tensor]:
-    """The tensors of a .safetensors or torch file, where need be out of the checkpoint that holds them. Runs no code of the file."""
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated, not a file of weights, or with pickled code
-        raise ValueError(f"backbone.pretrained: {file} cannot be read as weights ({' '.join(str(error).split())[:200]})") from None
-    for key in ("state_dict", "model", "weights"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)} if isinstance(found, Mapping) else {}
-    if not tensors:
-        raise ValueError(f"backbone.pretrained: {file} holds no weights")
-    return tensors
-
-
-def load(network: nn.Module, file: Path, name: str) -> str:
-    """Copy a file's weights into a backbone, by name and shape; a line that says what was and was not loaded."""
-    tensors = read_weights(file)
-    given = {_plain(key): (key, value) for key, value in (mit.renamed(tensors) if name in mit.VARIANTS else tensors).items()}
-    own = network.state_dict()
-    fitting = {key: given[_plain(key)][1] for key in own if _plain(key) in given and given[_plain(key)][1].shape == own[key].shape}
-    if not any(own[key].dim() > 1 for key in fitting):
-        raise ValueError(f"backbone.pretrained: {file} has no weights of {name} (it begins with {', '.join(list(given)[:3])})")
-    network.load_state_dict(fitting, strict=False)
-    missing = [key for key in own if key not in fitting]
-    used = {_plain(key) for key in fitting}
-    unused = [key for plain, (key, _) in given.items() if plain not in used]
-    return _line(network, name, str(file), missing, unused)
-
-
-def _line(network: nn.Module, name: str, origin: str, missing: list[str], unused: list[str]) -> str:
-    """What was loaded, and the tensors of the backbone and of the file that have no counterpart."""
-    total = len(network.state_dict())
-    lines = [f"backbone {name}: {total - len(missing)} of {total} tensors loaded from {origin}"]
-    lines += [f"without weights: {_some(missing)}"] * bool(missing) + [f"unused: {_some(unused)}"] * bool(unused)
-    return "; ".join(lines)
-
-
-def _plain(key: str) -> str:
-    """A key without wrappers' prefixes; timm's feature extractors write stages_0.x for stages.0.x."""
-    return re.sub(r"^(module\.|model\.|_orig_mod\.|backbone\.)+", "", key).replace(".", "_")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -57,7 +57,7 @@ def check_run(config: Config, classes: int, params: Params, place: str) -> None:
     """One run's parts, what fits together, and whether the model builds."""
     import torch
 
-    from models import backbone
+    from models import weights
     from models.crf import CRFS
     from models.crf.conv import Conv
     from models.heads import HEADS
@@ -76,7 +76,7 @@ def check_run(config: Config, classes: int, params: Params, place: str) -> None:
         raise UserError(f"{file}: {place}: {why}, which head {config.head.name} with crf {config.crf.name} does not give")
     optim.check_parts(model, config.train.multipliers, "train.multipliers", parameters=True)
     if isinstance(config.backbone.pretrained, Path):
-        backbone.weights_file(config.backbone.pretrained, config.backbone.name)
+        weights.find(config.backbone.pretrained, config.backbone.name)
     if model.crf.needs_superpixels and config.superpixel_set is None:
         raise UserError(
             f"{file}: {place}: crf {config.crf.name} averages over superpixels, but the set {config.superpixels} is empty: "

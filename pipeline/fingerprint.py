@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models import backbone
+from models import backbone, weights
 from pipeline import config as configs
 from pipeline import files, store
 from pipeline.errors import UserError
@@ -26,6 +26,7 @@ LIBRARIES = ("torch", "timm", "torchvision", "numpy", "pillow")
 CODE = (
     "models/segmenter.py",
     "models/backbone.py",
+    "models/weights.py",
     "models/mit.py",
     "models/layers.py",
     "models/batch_norm.py",
@@ -85,7 +86,7 @@ def manifest_hashes(config: Config) -> dict[str, str]:
     paths = list(read)
     if isinstance(config.backbone.pretrained, Path):
         try:
-            paths.append(backbone.weights_file(config.backbone.pretrained, config.backbone.name))
+            paths.append(weights.find(config.backbone.pretrained, config.backbone.name))
         except ValueError as error:
             raise UserError(f"{config.name}: {error}") from None
     return {path.as_posix(): files.sha256(path) for path in paths}
