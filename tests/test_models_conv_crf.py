@@ -279,6 +279,7 @@ WRONG = {
     "theta_alpha": [0.0],
     "weight": [0.0],
     "appearance": [-1.0, math.nan],
+    "smoothness": [-1.0, math.nan, math.inf],
     "position": [[0, 4], [4]],
 }
 

@@ -13,18 +13,16 @@ keep U and one small map for each iteration: full-size maps in between are compu
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.filters.blur import Blur, by_bands
-from models.filters.precision import product, without_autocast
-from models.filters.window import Window, window_filter, window_kernel
+from models.filters.blur import Blur
+from models.filters.field import Field, terms
+from models.filters.precision import without_autocast
 from models.layers import Undecayed, at_least_float32, classifier, resize, size_of
-
-TINY = 1e-20
 
 
 class Conv(nn.Module):
@@ -63,19 +61,15 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         check_options(filter_size, blur, iterations, start, normalization)
+        test_iterations = iterations if test_iterations is None else test_iterations
         values = {"theta_beta": theta_beta, "theta_gamma": theta_gamma, "weight": weight}
         values |= {} if theta_alpha is None else {"theta_alpha": theta_alpha}
-        counts = {"stride": stride, "iterations": iterations, "test_iterations": iterations if test_iterations is None else test_iterations}
-        for name, value in {**counts, **values}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"crf conv: {name} must be positive, not {value}")
-        if not (min(appearance, smoothness) >= 0 and 0 < max(appearance, smoothness) < math.inf):
-            raise ValueError(f"crf conv: appearance and smoothness must not be negative, nor both 0, not {appearance} and {smoothness}")
+        check_values({"stride": stride, "iterations": iterations, "test_iterations": test_iterations, **values}, appearance, smoothness)
         if position is not None and (len(position) != 2 or min(position) < 1):
             raise ValueError(f"crf conv: position must be [height, width], not {position}")
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(channels, classes)
-        self.stride, self.iterations, self.test_iterations = stride, iterations, counts["test_iterations"]
+        self.stride, self.iterations, self.test_iterations = stride, iterations, test_iterations
         self.filter_size, self.blur, self.start, self.normalization = filter_size, blur, start, normalization
         self.values = values | {"appearance": appearance, "smoothness": smoothness}
         learned = {name: math.log(value) for name, value in self.values.items() if value > 0 and trainable}
@@ -133,25 +127,13 @@ def conv_crf(
     ValueError: sizes that do not fit, an option out of range.
     """
     check_options(filter_size, blur, iterations, start, normalization)
-    for theta in (
-        theta_beta,
-        theta_gamma,
-        1.0 if theta_alpha is None else theta_alpha,
-    ):  # what learns is not read: that would wait for a GPU
-        if not isinstance(theta, Tensor) and not 0 < theta < math.inf:
-            raise ValueError(f"crf conv: thetas must be positive, not {theta}")
+    check_thetas((theta_beta, theta_gamma, theta_alpha))
     check_sizes(unary_BKHW, image_B3HW, compatibility_KK, position_2HW)
     with without_autocast(unary_BKHW.device):
         log_BKHW = at_least_float32(unary_BKHW).log_softmax(1)
-        places_12HW = grid(size_of(log_BKHW), log_BKHW)[None]
-        colours_BCHW = image_B3HW.to(log_BKHW) / scalar(theta_beta, log_BKHW)
-        if theta_alpha is not None:
-            own_12HW = places_12HW / scalar(theta_alpha, log_BKHW)
-            colours_BCHW = torch.cat([colours_BCHW, own_12HW.expand(len(colours_BCHW), -1, -1, -1)], 1)
-        if position_2HW is not None:
-            places_12HW = position_2HW.to(log_BKHW)[None]
         blocks = Blur(size_of(log_BKHW), blur)
-        features = [blocks.lowered(map_BCHW, blocks.whole) for map_BCHW in (colours_BCHW, places_12HW / scalar(theta_gamma, log_BKHW))]
+        features = features_of(image_B3HW.to(log_BKHW), theta_beta, theta_gamma, theta_alpha, position_2HW)
+        features = [blocks.lowered(feature_BCHW, blocks.whole) for feature_BCHW in features]
         weights = [scalar(appearance, log_BKHW), scalar(smoothness, log_BKHW)]
         field = Field(
             log_BKHW=log_BKHW,
@@ -163,77 +145,22 @@ def conv_crf(
         return field.scores_after(iterations, start).to(unary_BKHW.dtype)
 
 
-class Term(NamedTuple):
-    """A part of K: the kernel of all its taps, and where it is normalised D^-1/2 and what it is then weighted by."""
-
-    kernel_BTL: Tensor
-    window: Window
-    root_B1HW: Tensor | None = None
-    weight: Tensor | None = None
-
-
-class Field(NamedTuple):
-    """What stays the same through the iterations. Small maps are those of the pixels that are left after the blur, one for each term."""
-
-    log_BKHW: Tensor
-    terms: Sequence[Term]
-    blur: Blur
-    weight_K11: Tensor
-    compatibility_KK: Tensor | None
-
-    def scores_after(self, iterations: int, start: str) -> Tensor:
-        """The scores BKHW."""
-        if not iterations:
-            return self.log_BKHW
-        begin = (lambda log_BKHW: log_BKHW) if start == "logits" else torch.exp
-        small = by_bands(lambda full, _, __, band: self.lowered(begin(full[0]), full[1:], band), self.blur, self.full, [], [], raises=False)
-        for _ in range(iterations - 1):
-            small = by_bands(self.updated, self.blur, self.full, self.messages(small), [self.weight_K11], raises=False)
-        return by_bands(self.scores, self.blur, self.full, self.messages(small), [self.weight_K11], raises=True)[0]
-
-    @property
-    def full(self) -> list[Tensor]:
-        """U, and D^-1/2 of each term where it is normalised."""
-        return [self.log_BKHW, *(term.root_B1HW for term in self.terms if term.root_B1HW is not None)]
-
-    def messages(self, small: Sequence[Tensor]) -> list[Tensor]:
-        """M of each term, as small maps."""
-        found = []
-        for q_BKhw, term in zip(small, self.terms, strict=True):
-            m_BKhw = window_filter(q_BKhw, term.kernel_BTL, term.window)
-            if self.compatibility_KK is not None:
-                m_BKhw = m_BKhw + product(self.compatibility_KK, m_BKhw.flatten(2)).view_as(m_BKhw)
-            found.append(m_BKhw if term.weight is None else term.weight * m_BKhw)
-        return found
-
-    def scores(self, full: list[Tensor], messages: list[Tensor], weight: list[Tensor], band: range) -> list[Tensor]:
-        """(1 - weight) U + weight M in a band."""
-        log_BKRW, *roots = full
-        raised = [self.blur.raised(m_BKhw, band) for m_BKhw in messages]
-        if roots:
-            raised = [root * m_BKRW for root, m_BKRW in zip(roots, raised, strict=True)]
-        return [torch.lerp(log_BKRW, raised[0] if len(raised) == 1 else raised[0] + raised[1], weight[0])]
-
-    def updated(self, full: list[Tensor], messages: list[Tensor], weight: list[Tensor], band: range) -> list[Tensor]:
-        """The next Q in a band, as small maps."""
-        return self.lowered(self.scores(full, messages, weight, band)[0].softmax(1), full[1:], band)
-
-    def lowered(self, q_BKRW: Tensor, roots: list[Tensor], band: range) -> list[Tensor]:
-        """Q of a band as each term's kernel takes it."""
-        return [self.blur.lowered(root * q_BKRW, band) for root in roots] or [self.blur.lowered(q_BKRW, band)]
-
-
-def terms(features: Sequence[Tensor], weights: Sequence[Tensor], filter_size: int, blur: Blur, normalization: str) -> list[Term]:
-    """One term for all, or one for each kernel with its own normalisation. features: small maps."""
-    window = Window.of(blur.small, filter_size)
-    if normalization == "none":
-        return [Term(window_kernel(features, weights, window), window)]
-    found = []
-    for feature_BChw, weight in zip(features, weights, strict=True):
-        kernel_BTL = window_kernel([feature_BChw], [torch.ones_like(weight)], window)
-        sums_B1hw = window_filter(torch.ones_like(feature_BChw[:, :1]), kernel_BTL, window)
-        found.append(Term(kernel_BTL, window, (blur.raised(sums_B1hw, blur.whole) + TINY).rsqrt(), weight))
-    return found
+def features_of(
+    image_B3HW: Tensor,
+    theta_beta: Tensor | float,
+    theta_gamma: Tensor | float,
+    theta_alpha: Tensor | float | None,
+    position_2HW: Tensor | None,
+) -> list[Tensor]:
+    """What the colour kernel compares, and what the smoothness kernel does: BCHW each, places with a batch of 1."""
+    places_12HW = grid(size_of(image_B3HW), image_B3HW)[None]
+    colours_BCHW = image_B3HW / scalar(theta_beta, image_B3HW)
+    if theta_alpha is not None:
+        own_12HW = places_12HW / scalar(theta_alpha, image_B3HW)
+        colours_BCHW = torch.cat([colours_BCHW, own_12HW.expand(len(colours_BCHW), -1, -1, -1)], 1)
+    if position_2HW is not None:
+        places_12HW = position_2HW.to(image_B3HW)[None]
+    return [colours_BCHW, places_12HW / scalar(theta_gamma, image_B3HW)]
 
 
 def grid(size: tuple[int, int], like: Tensor) -> Tensor:
@@ -262,6 +189,22 @@ def check_options(filter_size: int, blur: int, iterations: int, start: str, norm
         raise ValueError(f"crf conv: start must be softmax or logits, not {start!r}")
     if normalization not in ("none", "symmetric"):
         raise ValueError(f"crf conv: normalization must be none or symmetric, not {normalization!r}")
+
+
+def check_thetas(thetas: Sequence[Tensor | float | None]) -> None:
+    """ValueError for a number that is no bandwidth; tensors are not read, which would wait for a GPU."""
+    for theta in thetas:
+        if isinstance(theta, float | int) and not 0 < theta < math.inf:
+            raise ValueError(f"crf conv: thetas must be positive, not {theta}")
+
+
+def check_values(positive: Mapping[str, float], appearance: float, smoothness: float) -> None:
+    """ValueError for a number of the module's that is not positive, or where both kernels have no weight."""
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"crf conv: {name} must be positive, not {value}")
+    if not (0 <= appearance < math.inf and 0 <= smoothness < math.inf and appearance + smoothness > 0):
+        raise ValueError(f"crf conv: appearance and smoothness must not be negative, nor both 0, not {appearance} and {smoothness}")
 
 
 def check_sizes(unary_BKHW: Tensor, image_B3HW: Tensor, compatibility_KK: Tensor | None, position_2HW: Tensor | None) -> None:
