@@ -38,8 +38,7 @@ class Entropy:
         ohem_threshold: float | None = None,
         ohem_min_kept: int = 0,
     ) -> None:
-        if unary_weight < 0:
-            raise ValueError(f"loss {loss}: unary_weight must not be negative, it is {unary_weight}")
+        check_weights(loss, {"unary_weight": unary_weight})
         if class_weights is not None:
             if len(class_weights) != classes:
                 raise ValueError(f"loss {loss}: class_weights has {len(class_weights)} values, there are {classes} classes")
@@ -61,6 +60,13 @@ class Entropy:
             logits_BKHW = resize(at_least_float32(output.logits_BKhw), size_of(labels_BHW), output.align_corners)
             final = ohem_cross_entropy(logits_BKHW, labels_BHW, threshold=threshold, min_kept=min_kept, class_weights=self.class_weights)
         return {"cross_entropy": final} | branches(output, labels_BHW, self.weights, self.class_weights)
+
+
+def check_weights(loss: str, weights: Mapping[str, float]) -> None:
+    """ValueError for a weight that is negative or not finite."""
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"loss {loss}: {name} must be finite and not negative, not {weight}")
 
 
 def pixel_mean(

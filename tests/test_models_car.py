@@ -165,7 +165,7 @@ def test_no_tensor_of_pixels_by_classes_by_channels_or_classes() -> None:
 def test_wrong_options_are_refused() -> None:
     wrong: list[tuple[int, dict[str, Any]]] = [
         (1, {}), (3, {"intra_c2p": -1}), (3, {"epsilon_c2c": -0.1}), (3, {"form": "thesis"}), (3, {"unary_weight": -1}),
-        (3, {"class_weights": [1.0]}), (3, {"ohem_threshold": 2.0}),
+        (3, {"class_weights": [1.0]}), (3, {"ohem_threshold": 2.0}), (3, {"inter_c2p": float("nan")}), (3, {"epsilon_c2p": float("inf")}),
     ]  # fmt: skip
     for classes, given in wrong:
         with pytest.raises(ValueError, match="loss car: "):

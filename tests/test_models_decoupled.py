@@ -331,7 +331,14 @@ def test_wrong_options_are_refused() -> None:
             Decoupled(CHANNELS, STRIDES, 5, **wrong)
     with pytest.raises(ValueError, match="head decoupled: its edges need a stage of stride 4"):
         Decoupled((8, 8), (8, 16), 5)
-    for options in ({"edge_weight": -1}, {"threshold": 1.2}, {"edge_threshold": -0.1}, {"min_kept": -1}, {"edge_radius": 0}):
+    for options in (
+        {"edge_weight": -1},
+        {"body_weight": float("nan")},
+        {"threshold": 1.2},
+        {"edge_threshold": -0.1},
+        {"min_kept": -1},
+        {"edge_radius": 0},
+    ):
         with pytest.raises(ValueError, match="loss body_edge: "):
             BodyEdgeLoss(4, 0.4, **options)
     assert BodyEdgeLoss(4, 0.4).needs == Decoupled.extras

@@ -153,6 +153,7 @@ def test_hard_pixels_are_of_the_final_logits_alone() -> None:
         ({"class_weights": [0.0, 0.0, 0.0]}, "not all 0"),
         ({"class_weights": [1.0, math.nan, 0.0]}, "must be finite"),
         ({"ohem_threshold": 1.5}, r"must be null or in \[0, 1\]"),
+        ({"unary_weight": math.nan}, "unary_weight must be finite and not negative"),
         ({"ohem_min_kept": -1}, "ohem_min_kept must not be negative"),
     ],
 )

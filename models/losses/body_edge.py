@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from models.entropy import (
     IGNORE,
     branches,
+    check_weights,
     cross_entropy_map,
     hard_pixels,
     label_probability,
@@ -62,8 +63,8 @@ class BodyEdgeLoss:
         relaxation: int = 1,
         unary_weight: float = 1.0,
     ) -> None:
-        if min(body_weight, edge_weight, edge_attention_weight, unary_weight) < 0:
-            raise ValueError("loss body_edge: body_weight, edge_weight, edge_attention_weight and unary_weight must not be negative")
+        weights = {"body_weight": body_weight, "edge_weight": edge_weight, "edge_attention_weight": edge_attention_weight}
+        check_weights("body_edge", weights | {"unary_weight": unary_weight})
         if not (0 <= threshold <= 1 and 0 <= edge_threshold <= 1):
             raise ValueError(f"loss body_edge: threshold and edge_threshold must be in [0, 1], not {threshold} and {edge_threshold}")
         if min(min_kept, edge_min_kept, relaxation) < 0 or edge_radius < 1:

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.entropy import IGNORE, Entropy
+from models.entropy import IGNORE, Entropy, check_weights
 from models.filters.precision import without_autocast
 from models.layers import Output, at_least_float32, size_of
 from models.reductions import all_sum
@@ -54,10 +54,7 @@ class CAR:
     ) -> None:
         self.entropy = Entropy("car", classes, auxiliary_weight, unary_weight, class_weights, ohem_threshold, ohem_min_kept)
         weights = dict(zip(TERMS, (intra_c2p, inter_c2c, inter_c2p), strict=True))
-        if min(weights.values()) < 0:
-            raise ValueError(f"loss car: {', '.join(TERMS)} must not be negative, not {list(weights.values())}")
-        if min(epsilon_c2c, epsilon_c2p) < 0:
-            raise ValueError(f"loss car: epsilon_c2c and epsilon_c2p must not be negative, not {epsilon_c2c} and {epsilon_c2p}")
+        check_weights("car", weights | {"epsilon_c2c": epsilon_c2c, "epsilon_c2p": epsilon_c2p})
         check(classes, form)
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.classes, self.epsilons, self.form = classes, (epsilon_c2c, epsilon_c2p), form
