@@ -61,8 +61,11 @@ class CompleteTarInfo(tarfile.TarInfo):
 
 
 @contextlib.contextmanager
-def reading(archive: Path) -> Iterator[tuple[Iterator[Entry], int | None]]:
-    """An archive's entries and their number (0: too few to show progress, None: unknown); faults become UserErrors."""
+def reading(archive: Path) -> Iterator[tuple[Iterator[Entry], int | None, int]]:
+    """An archive's entries, their number (0: too few to show progress, None: unknown) and the bytes that it says they have.
+
+    Faults become UserErrors. A tar archive does not say how large its files are: 0.
+    """
     try:
         with archive.open("rb") as file:
             start = file.read(512)
@@ -71,7 +74,7 @@ def reading(archive: Path) -> Iterator[tuple[Iterator[Entry], int | None]]:
                 yield zip_entries(archive, file)
             else:
                 unpacked = next((wrap(file) for magic, wrap in COMPRESSED.items() if start.startswith(magic)), file)
-                yield tar_entries(archive, unpacked), None
+                yield tar_entries(archive, unpacked), None, 0
     except UserError:
         raise
     except (EOFError, OSError, *DAMAGE) as error:
@@ -82,16 +85,17 @@ def reading(archive: Path) -> Iterator[tuple[Iterator[Entry], int | None]]:
         raise UserError(f"{archive} is {fault} ({error}): delete it and download it again") from None
 
 
-def zip_entries(archive: Path, file: IO[bytes]) -> tuple[Iterator[Entry], int]:
-    """A zip file's entries and their number, from the directory at its end."""
+def zip_entries(archive: Path, file: IO[bytes]) -> tuple[Iterator[Entry], int, int]:
+    """A zip file's entries, their number and their bytes, from the directory at its end."""
     if zipfile.is_zipfile(file):
         file.seek(0)
     else:  # yet it begins as one
         raise EOFError("the directory at its end is missing")
     container = zipfile.ZipFile(file)
     members = container.infolist()
-    refuse_bomb(sum(member.file_size for member in members), archive)
-    return (zip_entry(container, member, archive) for member in members), len(members) if len(members) >= QUIET else 0
+    total = sum(member.file_size for member in members)
+    refuse_bomb(total, archive)
+    return (zip_entry(container, member, archive) for member in members), len(members) if len(members) >= QUIET else 0, total
 
 
 def zip_entry(container: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) -> Entry:

@@ -52,8 +52,9 @@ def extract_alone(archive: Path, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        with reading(archive) as (entries, total):
-            unpack(track(entries, total, f"{archive.name}: extracting", unit="files"), partial, archive)
+        with reading(archive) as (entries, number, size):
+            refuse_small_disk(size, shutil.disk_usage(partial).free, folder, archive)
+            unpack(track(entries, number, f"{archive.name}: extracting", unit="files"), partial, archive)
         os.sync()  # the rename must not outlive a power cut that the files do not
         files.write_json(record_of(folder), dict(zip(("files", "bytes"), held(partial), strict=True)))
         partial.replace(folder)
@@ -85,7 +86,7 @@ def refuse_losses(folder: Path) -> None:
 
 def verify(archive: Path) -> None:
     """Read an archive to its end, writing nothing; a UserError says whether it is truncated, damaged or no archive."""
-    with reading(archive) as (entries, _):
+    with reading(archive) as (entries, _, _):
         for entry in entries:
             if entry.content is not None:
                 with entry.content() as content:
@@ -96,15 +97,14 @@ def verify(archive: Path) -> None:
 def unpack(entries: Iterator[Entry], folder: Path, archive: Path) -> None:
     """Write `entries` under `folder`: files as they come, then the links, so that nothing is written through one."""
     links: list[Entry] = []
-    left = shutil.disk_usage(folder).free
+    free, size = shutil.disk_usage(folder).free, 0
     for entry in entries:
         path = folder / safe_name(entry.name, archive)
         if entry.kind in ("symbolic", "hard"):
             links.append(entry)
             continue
-        left -= entry.size
-        if left < 0:
-            raise UserError(f"{archive} unpacks to more than the disk of {folder.parent} has free: make room and run this again")
+        size += entry.size
+        refuse_small_disk(size, free, folder, archive)
         with refusing_clashes(entry.name, archive):
             if entry.kind == "folder":
                 path.mkdir(parents=True, exist_ok=True)
@@ -115,6 +115,13 @@ def unpack(entries: Iterator[Entry], folder: Path, archive: Path) -> None:
             link(entry, folder, archive)
     for entry in links:  # a later link can have turned an earlier one around
         refuse_outside(folder / safe_name(entry.name, archive), folder, entry.name, archive)
+
+
+def refuse_small_disk(size: int, free: int, folder: Path, archive: Path) -> None:
+    """Refuse to write `size` bytes where only `free` ones are."""
+    if size > free:
+        needs = f"more than the disk of {folder.parent} has free ({size / 1e9:.1f} of {free / 1e9:.1f} GB)"
+        raise UserError(f"{archive} unpacks to {needs}: make room and run this again")
 
 
 def write(entry: Entry, path: Path) -> None:

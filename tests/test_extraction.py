@@ -220,7 +220,9 @@ def test_a_size_that_lies_is_damage(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_on_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    refused(make_zip(tmp_path / "a.zip", ("x", NOISE)), "more than the disk of .* has free")
+    monkeypatch.setattr(extraction, "write", lambda *_: pytest.fail("began to write"))
+    refused(make_zip(tmp_path / "a.zip", ("x", b"x"), ("y", NOISE)), "more than the disk of .* has free")
+    refused(make_tar(tmp_path / "a.tar", member("y", content=NOISE)), "more than the disk of .* has free")
 
 
 @pytest.mark.parametrize("size", [3, 600, 20_000, -30])
