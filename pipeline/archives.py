@@ -238,4 +238,8 @@ def alone(folder: Path) -> Iterator[None]:
         except BusyError as error:
             print(f"{error}; waiting for it to end", file=sys.stderr, flush=True)
             held.enter_context(files.locked(lock, str(folder), wait=True))
+        except UserError as error:
+            raise UserError(
+                f"{error}: checksums are kept there; for archives that lie where nothing can be written set DATA_ARCHIVES"
+            ) from None
         yield

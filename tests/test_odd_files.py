@@ -310,6 +310,11 @@ def test_archives_and_images_on_a_read_only_disk_are_read_from_there(disk: Path,
     for name in ("one.png", "two.png"):
         put_mask(disk / "own/masks", name)
     make_read_only(disk)
+    Path("data").mkdir()
+    Path("data/archives").symlink_to(disk)
+    with pytest.raises(UserError, match=r"cannot write data/archives/.lock: Read-only file system: .* set DATA_ARCHIVES$"):
+        archives.fetch(archives.Archive(name="a.tar"))
+    Path("data/archives").unlink()
     monkeypatch.setenv("DATA_ARCHIVES", str(disk))
     fetched = archives.fetch(archives.Archive(name="a.tar"))
     assert fetched.path == disk / "a.tar"
