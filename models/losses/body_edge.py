@@ -134,7 +134,13 @@ def relaxed_labels(labels_BHW: Tensor, num_classes: int, window: int = 1) -> Ten
 
 
 def relaxed_cross_entropy(logits_BKHW: Tensor, relaxed_BLHW: Tensor) -> Tensor:
-    """L_body of the module's text: the rank's share of its mean over the images. relaxed: as of `relaxed_labels`."""
+    """L_body of the module's text: the rank's share of its mean over the images. relaxed: as of `relaxed_labels`.
+
+    ValueError: other sizes, or not one class more than there are logits.
+    """
+    batch, classes, *size = logits_BKHW.shape
+    if relaxed_BLHW.shape != (batch, classes + 1, *size):
+        raise ValueError(f"loss body_edge: relaxed labels {tuple(relaxed_BLHW.shape)} do not fit logits {tuple(logits_BKHW.shape)}")
     logits_BKHW = at_least_float32(logits_BKHW)
     hot_BLHW = relaxed_BLHW.bool()
     ones_BL = torch.stack([hot_BHW.to(logits_BKHW.dtype).sum((1, 2)) for hot_BHW in hot_BLHW.unbind(1)], 1)
