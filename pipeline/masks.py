@@ -1,5 +1,6 @@
 """Masks of the user's own: the ids or colours that data.classes gives the classes, and those that a mask's pixels have."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,14 +120,28 @@ def replaced(codes_HW: np.ndarray, table: Mapping[int, int]) -> tuple[np.ndarray
 
 def matlab_ids(path: Path, variable: str, field: str | None = None) -> np.ndarray:
     """The ids int64 [height, width] in a variable of a MATLAB file, or in a field of it that is a structure."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     try:
         with path.open("rb") as file:
+            for name, shape, _ in whosmat(file):
+                if name == variable:
+                    refuse_large(math.prod(shape))
+            file.seek(0)
             found = loadmat(file, variable_names=[variable])[variable]
-        return np.asarray(found if field is None else found[field][0, 0]).astype(np.int64)
+        values = np.asarray(found if field is None else found[field][0, 0])
+        refuse_large(values.size)
+        return values.astype(np.int64)
     except FileNotFoundError:
         raise UserError("does not exist") from None
+    except UserError:
+        raise
     except Exception as error:  # scipy meets damage with exceptions of every kind
         what = variable if field is None else f"{variable}.{field}"
         raise UserError(f"does not decode as a MATLAB file with {what} ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def refuse_large(pixels: int) -> None:
+    """Refuse an array with more pixels than an image may have: a small file of zeros fills the memory."""
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+        raise UserError(f"claims {pixels:,} pixels, more than the {Image.MAX_IMAGE_PIXELS:,} that can be decoded safely")

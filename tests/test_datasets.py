@@ -215,6 +215,18 @@ def test_damaged_matlab_files_are_named(content: bytes | None, message: str, tmp
             DATASETS[name](ROOT).label(path)
 
 
+def test_small_matlab_files_of_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    zeros = np.zeros((2000, 1000), np.uint8)
+    matlab(tmp_path / "many.mat", S=zeros, LabelMap=zeros, GTcls={"Segmentation": zeros})
+    assert (tmp_path / "many.mat").stat().st_size < 20_000
+    for name in ("voc2012", "pascal_context", "cocostuff10k"):
+        with pytest.raises(UserError, match=r"^claims 2,000,000 pixels, more than the 1,000,000 that can be decoded safely$"):
+            DATASETS[name](ROOT).label(tmp_path / "many.mat")
+    matlab(tmp_path / "other.mat", unread=zeros, S=np.ones(SIZE, np.uint8))
+    assert (DATASETS["cocostuff10k"](ROOT).label(tmp_path / "other.mat") == 0).all()
+
+
 def test_context_comes_from_either_archive(tmp_path: Path) -> None:
     voc, labels = pascal_context(tmp_path)
     for path in labels.rglob("*.mat"):
