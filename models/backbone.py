@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import socket
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,9 +14,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import mit, weights
+from models.layers import size_of
 
 # timm takes seconds to import, so that each function here imports it itself.
 
@@ -35,7 +38,22 @@ def build(name: str, output_stride: int, pretrained: bool | Path = False) -> nn.
     network = create(name, output_stride, pretrained is True and not on_meta)
     if not isinstance(pretrained, bool) and not on_meta:
         print(weights.load(network, weights.find(Path(pretrained), name), name), flush=True)
+    described: Any = network
+    described.sides = (1, 1) if name in mit.VARIANTS else _sides(name, output_stride)  # MiT pads by itself
     return network
+
+
+def stages(network: nn.Module, image_B3HW: Tensor) -> list[Tensor]:
+    """The stages of normalised images of any size; what the backbone cannot take is padded below and right with the mean, and cut off."""
+    described: Any = network
+    multiple, least = described.sides
+    height, width = size_of(image_B3HW)
+    tall, wide = (max(-(-side // multiple) * multiple, least) for side in (height, width))
+    if (tall, wide) == (height, width):
+        return network(image_B3HW)
+    found = network(F.pad(image_B3HW, (0, wide - width, 0, tall - height)))
+    strides = shape(network)[1]
+    return [x_BCHW[..., : -(-height // s), : -(-width // s)] for x_BCHW, s in zip(found, strides, strict=True)]
 
 
 @cache
@@ -43,6 +61,28 @@ def describe(name: str, output_stride: int) -> tuple[tuple[int, ...], tuple[int,
     """(channels, strides) of the stages, finest first, without building any weights."""
     with torch.device("meta"):
         return shape(build(name, output_stride))
+
+
+@cache
+def _sides(name: str, output_stride: int) -> tuple[int, int]:
+    """(what an image's sides must be multiples of, the least that they must be), tried out without weights.
+
+    ResNets take any image; ConvNeXt, VGG and others none that is smaller than their stride; HRNet and DLA only multiples of it.
+    """
+    with torch.device("meta"), torch.no_grad():
+        network = _create(name, output_stride, False).eval()
+
+        def takes(height: int, width: int) -> bool:
+            try:
+                network(torch.empty(1, 3, height, width))
+            except (RuntimeError, AssertionError, ValueError):
+                return False
+            return True
+
+        stride = max(shape(network)[1])
+        if not takes(2 * stride, 3 * stride):  # no padding helps
+            return 1, 1
+        return (1 if takes(2 * stride + 1, 3 * stride + 1) else stride), (1 if takes(1, 1) else stride)
 
 
 def shape(network: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -178,7 +218,7 @@ def _not_downloaded(name: str, error: Exception) -> ValueError:
     """What to do where weights cannot be had."""
     from timm.models import get_pretrained_cfg
 
-    reason = " ".join(str(error).split())[:200]
+    reason = textwrap.shorten(str(error), 200, placeholder=" ...")
     known = None if name in mit.VARIANTS else get_pretrained_cfg(name)
     place = mit.place(name) if name in mit.VARIANTS else known.hf_hub_id if known else None
     page = f" (as from https://huggingface.co/{place})" if place else ""

@@ -104,7 +104,7 @@ class Segmenter(nn.Module):
 
         unary: the logits are those of the crf's classifier, its field and its extras are left out.
         """
-        stages = self.backbone((image_B3HW - self.mean) / self.deviation)
+        stages = backbone.stages(self.backbone, (image_B3HW - self.mean) / self.deviation)
         features_BChw, extras = self.head(stages)
         features_BChw, output_BChw = self.projection(features_BChw)
         if unary:

@@ -136,6 +136,40 @@ def test_what_does_not_fit_is_refused_with_the_reason(changes: dict[str, Any], m
         build(settings(**{"head": DEEPLAB, "crf": UNARY, **changes}), 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [("resnet10t", (1, 1)), ("convnext_atto", (1, 32)), ("vgg11", (1, 32)), ("hrnet_w18_small", (32, 32)), ("dla34", (32, 32))],
+)
+def test_backbones_take_images_of_any_size(name: str, sides: tuple[int, int]) -> None:
+    """Where timm's fail (HRNet's branches of odd sizes do not fit), the image is padded, and the stages are cut again."""
+    network = backbone.build(name, 32).eval()
+    assert network.sides == sides
+    _, strides = backbone.shape(network)
+    for size in ((1, 1), (15, 3), (33, 65), (64, 96)):
+        image = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            found = backbone.stages(network, image)
+            assert all(stage.isfinite().all() and stage.shape[2] >= 1 for stage in found)
+            if sides[0] == 32:
+                assert [stage.shape[2:] for stage in found] == [(-(-size[0] // s), -(-size[1] // s)) for s in strides]
+            if size == (64, 96) or sides == (1, 1):
+                assert all(map(torch.equal, found, network(image)))
+    with torch.no_grad():
+        whole = torch.zeros(1, 3, 64, 96)
+        whole[:, :, :33, :65] = image = torch.rand(1, 3, 33, 65)
+        if sides[0] == 32:
+            for ours, padded in zip(backbone.stages(network, image), network(whole), strict=True):
+                torch.testing.assert_close(ours, padded[..., : ours.shape[2], : ours.shape[3]])
+
+
+@pytest.mark.parametrize("head", ["segformer", "uper", "fcn"])
+def test_networks_of_uneven_backbones_segment_any_image(head: str) -> None:
+    network = build(settings(head=part(head, width=8), backbone=timm_model("hrnet_w18_small", 32)), 3).eval()
+    for size in ((5, 9), (65, 70)):
+        with torch.no_grad():
+            assert network(torch.rand(1, 3, *size)).logits_BKhw.isfinite().all()
+
+
 def test_losses_are_refused_likewise() -> None:
     with pytest.raises(ValueError, match="loss cross_entropy has no option 'weight'; did you mean unary_weight"):
         build_loss(settings(loss=part("cross_entropy", weight=1.0)), 3)
