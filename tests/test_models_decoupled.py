@@ -342,7 +342,7 @@ def test_wrong_options_are_refused() -> None:
         with pytest.raises(ValueError, match="loss body_edge: "):
             BodyEdgeLoss(4, 0.4, **options)
     for shape in ((1, 4, 5, 6), (1, 6, 5, 6), (2, 5, 5, 6), (1, 5, 6, 5)):
-        with pytest.raises(ValueError, match="relaxed labels .* do not fit logits"):
+        with pytest.raises(ValueError, match=r"relaxed labels .* do not fit logits"):
             relaxed_cross_entropy(torch.zeros(1, 4, 5, 6), torch.zeros(shape, dtype=torch.bool))
     assert BodyEdgeLoss(4, 0.4).needs == Decoupled.extras
 
