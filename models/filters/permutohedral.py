@@ -14,7 +14,7 @@ what is lost leaves 0.8 to 0.9 of the exact sums. Normalised by its own sums a f
 
 All corners are rows of one table, found by sorting integers; each step is one weighted sum of rows. The gradient to the features is that
 of the barycentric weights: exact for the lattice, no use for the kernel. Of mean field's bandwidths on thirty images of 30 x 30 pixels a
-quarter of the gradients has another sign than the exact filter's, and sizes differ up to tenfold: bandwidths learn on the exact filter.
+quarter of the gradients has another sign than the exact filter's, and sizes differ tenfold and more: bandwidths learn on the exact filter.
 """
 
 import math
