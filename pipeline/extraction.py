@@ -120,7 +120,7 @@ def unpack(entries: Iterator[Entry], folder: Path, archive: Path) -> None:
 def refuse_small_disk(size: int, free: int, folder: Path, archive: Path) -> None:
     """Refuse to write `size` bytes where only `free` ones are."""
     if size > free:
-        needs = f"more than the disk of {folder.parent} has free ({size / 1e9:.1f} of {free / 1e9:.1f} GB)"
+        needs = f"more than the disk of {folder.parent} has free ({size / 1e6:,.1f} of {free / 1e6:,.1f} MB)"
         raise UserError(f"{archive} unpacks to {needs}: make room and run this again")
 
 
