@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -145,8 +144,3 @@ def writable_storage(options: Ray) -> str:
     except (OSError, ArrowException, ValueError, ImportError) as error:
         raise UserError(f"cannot write ray.storage {storage}: {' '.join(str(error).split())[:300]}") from None
     return storage
-
-
-def say(line: str) -> None:
-    """A line for people."""
-    print(line, file=sys.stderr, flush=True)
