@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -15,10 +17,12 @@ from typing import Any
 
 import pytest
 from conftest import Project
+from ranks import free_port
 
 from pipeline import runs
 from pipeline.distributed import rank, world
 from pipeline.errors import UserError
+from pipeline.profiles import Ray
 from pipeline.schema import Config
 from pipeline.trainer import train
 
@@ -33,11 +37,19 @@ VARIABLES = {
 }
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """A Ray cluster of two nodes with a CPU each, so that two workers never share one."""
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """Ray reads variables, and sets some."""
     before = dict(os.environ)
     os.environ.update(VARIABLES)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def nodes(environment: None) -> Iterator[Any]:
+    """A Ray cluster of two nodes with a CPU each, so that two workers never share one."""
     from ray import cloudpickle
     from ray.cluster_utils import Cluster
 
@@ -52,8 +64,6 @@ def nodes() -> Iterator[Any]:
         if started is not None:
             started.shutdown()
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
@@ -203,7 +213,7 @@ def test_a_killed_driver_leaves_nobody_and_the_next_goes_on(on_ray: Project, exp
 
 
 def test_what_a_user_must_mend_is_told_and_not_tried_again(on_ray: Project) -> None:
-    with pytest.raises(UserError, match="^rank 1 has its reasons$"):
+    with pytest.raises(UserError, match=r"^rank 1 has its reasons$"):
         launch(refuse, on_ray.config("fcn"))
     tries = [path.name.split("-")[1] for path in Path().glob("tried-*")]
     assert len(tries) == len(set(tries)) > 0
@@ -220,3 +230,105 @@ def test_what_the_cluster_cannot_hold_is_refused(on_ray: Project) -> None:
         launch(train, with_ray(config, cpus=2))
     with pytest.raises(UserError, match=r"1 GPU.* room for 0"):
         launch(train, with_ray(config, gpus=1))
+
+
+def test_fewer_workers_go_on_where_a_node_is_lost(on_ray: Project, nodes: Any) -> None:
+    on_ray.profile["ray"] |= {"elastic": [1, 2]}
+    config = on_ray.config("fcn")
+
+    def lose() -> None:
+        wait_until(lambda: all(Path(f"reached-{number}").exists() for number in (0, 1)))
+        nodes.cluster.remove_node(nodes.second, allow_graceful=False)
+        Path("go").touch()
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    launch(pause, config)
+    thread.join()
+    assert Path("world-2").exists()
+    assert Path("world-1").exists()
+    assert "training from step 4" in Path("runs/fcn/seed-0/log.txt").read_text()
+    assert runs.is_finished(config)
+
+
+@pytest.fixture
+def away(project: Project) -> Project:
+    """A project whose profile is a cluster of its own."""
+    project.profile |= {"backend": "ray", "processes": 2, "threads": 1, "ray": {}}
+    project.write()
+    return project
+
+
+def test_a_cluster_of_our_own_is_stopped_again(away: Project) -> None:
+    import ray
+
+    with pytest.raises(UserError, match=r"2 process\(es\) of 512 CPU\(s\) .* has room for 0"):
+        launch(train, with_ray(away.config("fcn"), cpus=512))
+    assert not ray.is_initialized()
+    assert not Path.home().joinpath(".ray", "auth_token").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:{port}", r"no Ray cluster answers at 127.0.0.1:\d+: .*refused"),
+        ("nowhere.invalid:6379", "no Ray cluster answers at nowhere.invalid:6379"),
+        ("ray://127.0.0.1:10001", "run the command on a node of the cluster"),
+        ("here", "ray.address must be auto or host:port"),
+    ],
+)
+def test_an_address_where_nobody_answers_is_one_line(away: Project, capsys: pytest.CaptureFixture[str], address: str, words: str) -> None:
+    away.profile["ray"] = {"address": address.format(port=free_port())}
+    assert away.stage("train", "fcn") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(words, line)
+
+
+@pytest.mark.parametrize("storage", ["params.yaml/here", "s4://bucket/runs", "file:///proc/here"])
+def test_a_storage_that_cannot_be_written_is_one_line(away: Project, capsys: pytest.CaptureFixture[str], storage: str) -> None:
+    away.profile["ray"] = {"storage": storage, "address": "127.0.0.1:9"}
+    assert away.stage("train", "fcn") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot write ray.storage ")
+    assert storage in line
+
+
+def failed(failures: dict[int, Exception]) -> Any:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    return WorkerGroupError("the traceback", failures)
+
+
+def test_losses_alone_are_tried_again() -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.config import FailureConfig
+
+    from cluster.ray_policies import Losses, told
+
+    torn, bug = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), KeyError("x")
+    lost = failed({1: ActorDiedError(), 0: torn})
+    policy = Losses(FailureConfig(max_failures=1))
+    assert policy.make_decision(failed({1: ActorDiedError(), 0: bug})) is FailureDecision.RAISE
+    assert [policy.make_decision(lost) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
+    assert told(lost, Ray(failures=1)).startswith(
+        "rank 1 was lost (out of memory? a node that went away?) and 1 replacement(s) were lost too;"
+    )
+    assert told(failed({0: torn, 1: bug}), Ray()) == "rank 1 ended with KeyError; its traceback is above"
+    assert told(failed({0: bug, 1: UserError("mend it")}), Ray()) == "mend it"
+
+
+def test_numbers_of_workers_divide_the_batch(away: Project) -> None:
+    from ray.train.v2.api.config import ScalingConfig
+
+    from cluster.ray_policies import Divisors
+    from cluster.ray_train import world_sizes
+
+    away.profile["ray"] = {"elastic": [1, 4]}
+    config = away.config("fcn")
+    assert config.launch.ray is not None
+    sizes = world_sizes(config, config.launch.ray)
+    assert sizes == [1, 2, 4]
+    policy = Divisors(ScalingConfig(num_workers=(1, 4)))
+    policy.sizes = sizes
+    assert [policy._count_possible_workers({"node": {"CPU": room}}) for room in (0, 1, 2, 3, 4, 9)] == [0, 1, 2, 2, 4, 4]
