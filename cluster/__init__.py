@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from pipeline.profiles import Launch
 
-MODULES = {"local": "cluster.local"}
+MODULES = {"local": "cluster.local", "ray": "cluster.ray_train"}
 
 
 class Launchable(Protocol):
