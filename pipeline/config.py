@@ -21,14 +21,13 @@ RUN_KEYS = ("head", "crf", "loss", "superpixels", "projection", "backbone", "aux
 FINETUNE_KEYS = ("from", "freeze", "images", "alternate")
 
 
-def load(file: Path = PARAMS) -> Params:
-    """Read params.yaml and the launch profile that it, or `LAUNCH`, names."""
+def load(file: Path = PARAMS, launch: Launch | None = None) -> Params:
+    """Read params.yaml and the launch profile that it, or `LAUNCH`, names, unless one is given."""
     top = read_yaml(file).only(SECTIONS)
-    launch = load_profile(profile_name(top))
+    launch = launch or load_profile(profile_name(top))
     data = read_data(top.part("data"))
     sets = read_superpixels(top.part("superpixels"))
-    if top.raw.get("tune"):
-        raise UserError(f"{file}: tune must be empty: this version has no search")
+    tune = Section(top.raw.get("tune") or {}, file, "tune").raw
     shared = {"data": data, "launch": launch}
     methods = {name: read_run(top, "methods", name, sets, shared) for name in top.part("methods").raw}
     finetunes = {name: read_run(top, "finetunes", name, sets, shared) for name in top.part("finetunes").raw}
@@ -39,7 +38,8 @@ def load(file: Path = PARAMS) -> Params:
     if not top.part("evaluations").raw:
         raise UserError(f"{file}: evaluations is empty: there would be nothing to report; add one, as in fcn: {{of: fcn}}")
     evaluations = {name: read_evaluation(top, name, {**methods, **finetunes}, launch) for name in top.part("evaluations").raw}
-    return Params(path=file, data=data, superpixels=sets, methods=methods, finetunes=finetunes, evaluations=evaluations, launch=launch)
+    made = {"methods": methods, "finetunes": finetunes, "evaluations": evaluations}
+    return Params(path=file, data=data, superpixels=sets, **made, tune=tune, launch=launch)
 
 
 def read_data(section: Section) -> schema.Data:

@@ -201,4 +201,5 @@ class Params:
     methods: Mapping[str, Config]
     finetunes: Mapping[str, Config]
     evaluations: Mapping[str, Evaluation]
+    tune: Mapping[str, Any]  # as it stands: `pipeline.search` reads it
     launch: Launch
