@@ -27,7 +27,11 @@ def launch(work: Callable[[C], None], config: C) -> None:
     importlib.import_module(MODULES[config.launch.backend]).launch(work, config)
 
 
-def submit(work: Callable[[C], None], configs: Sequence[C]) -> None:
-    """Where there is a queue, let all of them be in it, so that they run side by side; `launch` then waits for each."""
-    if configs and configs[0].launch.backend in QUEUES:
-        importlib.import_module(MODULES[configs[0].launch.backend]).submit(work, configs)
+def submit(work: Callable[[C], None], configs: Sequence[C]) -> Sequence[tuple[str, bool]]:
+    """Where there is a queue, let all of them be in it, so that they run side by side; `launch` then waits for each.
+
+    Returns each one's job, and whether it was submitted just now; nothing where there is no queue.
+    """
+    if not configs or configs[0].launch.backend not in QUEUES:
+        return []
+    return importlib.import_module(MODULES[configs[0].launch.backend]).submit(work, configs)

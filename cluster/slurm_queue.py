@@ -15,7 +15,7 @@ ENDED = frozenset(
 HOPELESS = {
     "PartitionNodeLimit": "it wants more nodes than the partition has or allows",
     "PartitionTimeLimit": "its slurm.time is longer than the partition allows",
-    "PartitionConfig": "no node of the partition has as many processors, or as much memory, as it wants",
+    "PartitionConfig": "the partition has fewer nodes, or none with as many processors or as much memory",
     "BadConstraints": "no node has what it wants",
     "InvalidAccount": "slurm.account is not valid",
     "InvalidQOS": "slurm.qos is not valid",

@@ -71,7 +71,7 @@ class Watch:
         """Say a state that was not said before; UserError for a job that can never start."""
         line = status.state
         if status.state == "PENDING":
-            if status.reason in HOPELESS:
+            if status.reason in HOPELESS and not status.restarts:
                 slurm_queue.cancel(self.job.split("_")[0])  # an array's other elements want the same
                 raise UserError(f"{self.title}: Slurm would never start it ({status.reason}): {HOPELESS[status.reason]}; cancelled")
             line += f" ({status.reason})" if status.reason else ""
@@ -133,9 +133,9 @@ class Watch:
             return words["line"]
         how = ENDS.get(status.state, "ended badly")
         if status.state == "FAILED":
-            code, _, number = status.exit.partition(":")
+            code, number = (int(part or 0) for part in f"{status.exit}:".split(":")[:2])
             how = f"failed with exit status {code}"
-            if number and number != "0":
+            if number := number or max(0, code - 128):  # srun adds 128
                 how = f"failed: a rank was killed by signal {number} (9: out of memory?): run it again and it goes on"
             if words and words["kind"] == LOST:
                 how = f"failed: rank {words['rank']} lost the others: {words['line']}"

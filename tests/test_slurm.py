@@ -1,22 +1,26 @@
 """Jobs on a real Slurm: two nodes give what one machine gives, and no preemption, time limit, lost node, edit or kill changes that."""
 
 import contextlib
+import json
 import os
-import re
-import signal
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Project
+from slurm_work import Work, break_on_rank_1, die_on_rank_1, lose_rank_1, note
 
 from cluster import slurm, slurm_queue
+from pipeline import checkpoint
 from pipeline.errors import UserError
 from pipeline.profiles import Launch, Slurm
+from pipeline.trainer import train
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 TESTS = Path(__file__).parent
@@ -56,41 +60,9 @@ def until(what: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
-@dataclass(frozen=True)
-class Work:
-    launch: Launch
-    folder: Path
-
-
 def work_on(folder: Path, nodes: int = 1, processes: int = 1, **asked: object) -> Work:
     profile = Slurm(**{"gpus": 0, "cpus": 1, "time": "10", "warning": 60, **asked})  # type: ignore[arg-type]
     return Work(Launch(name="test", backend="slurm", nodes=nodes, processes=processes, slurm=profile), folder)
-
-
-def note(work: Work) -> None:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURMD_NODENAME")
-    (work.folder / f"rank-{os.environ['RANK']}").write_text(" ".join([*(os.environ[name] for name in names), os.getcwd()]))
-
-
-def fail_on_rank_1(work: Work) -> None:
-    note(work)
-    if os.environ["RANK"] == "1":
-        raise UserError("rank 1 has its reasons")
-    time.sleep(600)
-
-
-def break_on_rank_1(work: Work) -> None:
-    note(work)
-    if os.environ["RANK"] == "1":
-        raise RuntimeError("a fault of the code")
-    time.sleep(600)
-
-
-def die_on_rank_1(work: Work) -> None:
-    note(work)
-    if os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(600)
 
 
 def test_each_rank_is_told_who_it_is(workspace: Path) -> None:
@@ -103,8 +75,8 @@ def test_each_rank_is_told_who_it_is(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("work", "message"),
     [
-        (fail_on_rank_1, r"^rank 1 has its reasons$"),
         (break_on_rank_1, r"^break_on_rank_1: Slurm job \d+ failed: rank 1 met a fault of the code: RuntimeError: a fault of the code"),
+        (lose_rank_1, r"^rank 1 is the cause$"),
         (die_on_rank_1, r"^die_on_rank_1: Slurm job \d+ failed.*run it again"),
     ],
 )
@@ -119,7 +91,7 @@ def test_one_that_fails_ends_all_and_its_reason_is_told(workspace: Path, work: C
     [
         (1, {"partition": "nope"}, "sbatch refuses it: invalid partition specified: nope"),
         (1, {"gpus": 9}, "Requested node configuration is not available"),
-        (9, {}, "more nodes than the partition has"),
+        (9, {}, "would never start it .*: the partition has fewer nodes"),
         (1, {"time": "1", "warning": 60}, "slurm.warning 60 s is not shorter than slurm.time 1"),
         (1, {"options": {"no-such-option": 3}}, "sbatch refuses it: .*no-such-option"),
     ],
@@ -129,3 +101,138 @@ def test_what_cannot_be_is_one_line(workspace: Path, nodes: int, asked: dict[str
         slurm.launch(note, work_on(workspace, nodes, **asked))
     assert "\n" not in str(caught.value)
     until(lambda: not jobs(), 30)
+
+
+SLURM = {"gpus": 0, "cpus": 1, "time": "10", "warning": 60}
+
+
+def restarts(job: str) -> int:
+    return slurm_queue.status(job).restarts
+
+
+def recorded(folder: Path) -> str:
+    """The job of fcn's seed 0."""
+    return json.loads((folder / "runs/fcn/seed-0/slurm.json").read_text())["job"]
+
+
+def at_step(folder: Path, number: int) -> bool:
+    """Whether fcn's latest start has come to a step."""
+    record = folder / "runs/fcn/seed-0/metrics.jsonl"
+    return record.is_file() and len(record.read_text().splitlines()) >= number // 2
+
+
+def test_two_nodes_give_what_two_processes_of_one_machine_give(project: Project) -> None:
+    project.profile["processes"] = 2
+    assert project.stage("train", "fcn") == 0
+    local = torch.load(project.folder / "runs/fcn/weights/seed-0.pt", weights_only=True)
+    shutil.rmtree(project.folder / "runs/fcn")
+    project.profile |= {"backend": "slurm", "nodes": 2, "processes": 1, "slurm": SLURM}
+    assert project.stage("train", "fcn") == 0
+    theirs = torch.load(project.folder / "runs/fcn/weights/seed-0.pt", weights_only=True)
+    assert theirs["fingerprint"] == local["fingerprint"]
+    for name, value in local["weights"].items():
+        assert torch.equal(theirs["weights"][name], value), name
+
+
+def test_preempted_and_bereft_of_its_node_it_goes_on_to_the_same_weights(project: Project) -> None:
+    """Two stages wait for one job, which the partition `high` preempts and which then loses its node."""
+    project.params["train"]["iterations"] = 400
+    assert project.stage("train", "fcn") == 0
+    local = torch.load(project.folder / "runs/fcn/weights/seed-0.pt", weights_only=True)
+    shutil.rmtree(project.folder / "runs/fcn")
+    project.profile |= {"backend": "slurm", "save_every": 50, "slurm": SLURM}
+    stages = [project.start("train", "fcn"), project.start("train", "fcn")]
+    until(lambda: at_step(project.folder, 20))
+    job = recorded(project.folder)
+    assert jobs() == [job]
+    command = ["sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    subprocess.run(command, check=True, capture_output=True)
+    until(lambda: restarts(job) == 1)
+    saved = checkpoint.steps(next(project.folder.glob("runs/fcn/checkpoints/*/seed-0")))
+    assert saved[-1] % 50, "Slurm's warning saved no checkpoint"
+    until(lambda: slurm_queue.status(job).state == "RUNNING" and at_step(project.folder, saved[-1] + 4))
+    node = slurm_queue.status(job).nodes
+    scontrol("update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        until(lambda: restarts(job) == 2)
+    finally:
+        scontrol("update", f"nodename={node}", "state=resume")
+    for stage in stages:
+        stage.join(180)
+        assert stage.exitcode == 0
+    theirs = torch.load(project.folder / "runs/fcn/weights/seed-0.pt", weights_only=True)
+    assert theirs["fingerprint"] == local["fingerprint"]
+    for name, value in local["weights"].items():
+        assert torch.equal(theirs["weights"][name], value), name
+
+
+def scontrol(*arguments: str) -> None:
+    subprocess.run(["scontrol", *arguments], check=True, capture_output=True)
+
+
+def test_the_time_limit_queues_it_again_and_scancel_ends_it(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    project.params["train"]["iterations"] = 50_000
+    project.profile |= {"backend": "slurm", "save_every": 10_000, "slurm": SLURM | {"time": "1", "warning": 45}}
+    project.write()
+    with pytest.raises(UserError, match=r"^fcn, seed 0: Slurm job \d+ was cancelled.*\(CANCELLED") as caught, ThreadPoolExecutor(1) as pool:
+        config = project.config("fcn")
+        waiting = pool.submit(slurm.launch, train, config)
+        until(lambda: waiting.done() or (project.folder / "runs/fcn/seed-0/slurm.json").is_file())
+        until(lambda: waiting.done() or recorded(project.folder))
+        until(lambda: waiting.done() or restarts(recorded(project.folder)) == 1)
+        subprocess.run(["scancel", recorded(project.folder)], check=True)
+        waiting.result(90)
+    assert "stopped after step" in str(caught.value)  # the tail of the log
+    assert checkpoint.steps(next(project.folder.glob("runs/fcn/checkpoints/*/seed-0")))
+    assert "start 2" in capfd.readouterr().err
+
+
+def test_a_job_runs_the_code_that_was_submitted_though_its_stage_is_killed(project: Project) -> None:
+    """The job is held, the code edited and the stage killed; what the job then makes is of the old code and is collected."""
+    for package in ("models", "pipeline", "cluster", "stages"):
+        shutil.copytree(TESTS.parent / package, project.folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    project.profile |= {"backend": "slurm", "slurm": SLURM | {"options": {"hold": True}}}
+    project.write()
+    command = [sys.executable, "-m", "stages.train", "fcn"]
+    with subprocess.Popen(command, cwd=project.folder) as stage:
+        until(lambda: (project.folder / "runs/fcn/seed-0/slurm.json").is_file() and recorded(project.folder))
+        stage.kill()
+    job, head = recorded(project.folder), project.folder / "models/heads/fcn.py"
+    code = head.read_text()
+    head.write_text("raise RuntimeError('this is the edited code')\n")
+    scontrol("release", job)
+    until(lambda: slurm_queue.status(job).ended)
+    head.write_text(code)
+    said = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert "fcn, seed 0: finished before" in said.stdout
+    assert len(list(project.folder.glob("runs/.code/*"))) == 1
+
+
+def test_all_that_is_stale_is_sent_at_once_and_evaluated(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    project.params["train"]["seeds"] = [0, 1]
+    project.params["methods"].pop("ecrf")
+    project.params["finetunes"] = {"later": {**project.params["methods"]["fcn"], "from": "runs/fcn/weights"}}
+    project.params["evaluations"] = {"fcn": {"of": "fcn"}, "later": {"of": "later"}}
+    assert project.stage("submit") == 2
+    assert "launch profile profile has no queue to send to: LAUNCH=slurm" in capfd.readouterr().err
+    project.profile |= {"backend": "slurm", "slurm": SLURM}
+    assert project.stage("submit") == 0
+    said = capfd.readouterr().out
+    array = recorded(project.folder).split("_")[0]
+    assert f"fcn    seed 0     sent: Slurm job {array}_0" in said
+    assert f"fcn    seed 1     sent: Slurm job {array}_1" in said
+    assert "later  seed 1     waits for its parent fcn" in said
+    assert project.stage("submit") == 0
+    assert f"fcn    seed 1     runs already: Slurm job {array}_1" in capfd.readouterr().out
+    assert project.stage("train", "fcn") == 0
+    assert jobs() == []
+    assert project.stage("evaluate", "fcn") == 0
+    results = (project.folder / "results/fcn.json").read_bytes()
+    assert json.loads(results)["seeds"] == [0, 1]
+    shutil.rmtree(project.folder / "results")  # as DVC does when the stage starts
+    scripts = len(list(project.folder.glob("runs/.slurm/*_submission.sh")))
+    assert project.stage("evaluate", "fcn") == 0
+    assert (project.folder / "results/fcn.json").read_bytes() == results
+    assert list(project.folder.glob("results/fcn/pictures/*.png"))
+    assert len(list(project.folder.glob("runs/.slurm/*_submission.sh"))) == scripts
