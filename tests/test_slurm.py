@@ -174,13 +174,14 @@ def test_the_time_limit_queues_it_again_and_scancel_ends_it(project: Project, ca
     project.params["train"]["iterations"] = 50_000
     project.profile |= {"backend": "slurm", "save_every": 10_000, "slurm": SLURM | {"time": "1", "warning": 45}}
     project.write()
-    with pytest.raises(UserError, match=r"^fcn, seed 0: Slurm job \d+ was cancelled.*\(CANCELLED") as caught, ThreadPoolExecutor(1) as pool:
-        config = project.config("fcn")
+    config = project.config("fcn")
+    with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(slurm.launch, train, config)
         until(lambda: waiting.done() or (project.folder / "runs/fcn/seed-0/slurm.json").is_file())
         until(lambda: waiting.done() or recorded(project.folder))
         until(lambda: waiting.done() or restarts(recorded(project.folder)) == 1)
         subprocess.run(["scancel", recorded(project.folder)], check=True)
+    with pytest.raises(UserError, match=r"^fcn, seed 0: Slurm job \d+ was cancelled.*\(CANCELLED") as caught:
         waiting.result(90)
     assert "stopped after step" in str(caught.value)  # the tail of the log
     assert checkpoint.steps(next(project.folder.glob("runs/fcn/checkpoints/*/seed-0")))
