@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -19,10 +18,12 @@ from types import FrameType
 
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
+from cluster import slurm_queue
 from pipeline import files, stopping
 from pipeline.errors import UserError, words
 
 TOLD, LOST, BROKEN = "told", "lost", "broken"  # how a rank failed: with its own words, because another was gone, by a fault of the code
+WARNINGS = {signal.SIGUSR2, signal.SIGTERM}
 GRACE = 10.0  # seconds in which the rank that is the cause may end before those that only lost it
 END = 90.0  # seconds until Slurm ends a job that was put back into the queue
 LATE = 60.0  # how early Slurm's warning may come
@@ -35,7 +36,7 @@ class Job:
     payload: bytes  # the pickled work and its config
     words: str  # the start of the files with the ranks' words; each start of the job has its own
     resumes: bool = True  # whether the work stops at a step when it is asked to
-    limit: float = 0.0  # seconds that Slurm grants, less the warning
+    limit: float  # seconds that Slurm grants, less the warning
     pinned: Mapping[str, str] = field(default_factory=dict)  # files that must still have these SHA-256, or it is other work
     kept: tuple[tuple[str, str], ...] = ()  # results and where a copy of each is kept until a stage collects it
 
@@ -57,24 +58,29 @@ class Job:
             raise SystemExit(1) from None
 
     def checkpoint(self) -> DelayedSubmission:
-        """For submitit, whose own handler listens until ours does."""
+        """What submitit, which knows nothing of our handler, takes for a job that may be requeued."""
         return DelayedSubmission(self)
 
     def listen(self) -> None:
-        """Take Slurm's warnings."""
-        began = time.monotonic()
+        """Take Slurm's warnings, which every process of the job gets, also those that the work has forked."""
+        began, process = time.monotonic(), os.getpid()
 
         def warned(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != process:
+                if number == signal.SIGTERM:  # of the parent's death or end, or of Slurm, whom the parent answers first
+                    signal.alarm(int(GRACE))
+                return
             print(f"rank {rank()}: warned by {signal.Signals(number).name}", file=sys.stderr, flush=True)
             if self.resumes:
                 stopping.asked.set()
-            elif self.limit and time.monotonic() - began > self.limit - LATE and number == signal.SIGUSR2:
+            elif number == signal.SIGUSR2 and time.monotonic() - began > self.limit - LATE:
                 raise UserError("it takes longer than slurm.time and cannot be resumed: raise slurm.time in the launch profile")
             else:
                 self.go_on_later()
 
-        signal.signal(signal.SIGUSR2, warned)
-        signal.signal(signal.SIGTERM, warned)
+        for number in WARNINGS:
+            signal.signal(number, warned)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WARNINGS)  # what came since the rank was started comes now
 
     def verify(self) -> None:
         """Refuse inputs that are others than those the job was submitted for."""
@@ -91,11 +97,11 @@ class Job:
     def go_on_later(self) -> None:
         """Rank 0: put the job back into the queue unless it was cancelled; the others wait for the end."""
         if rank() == 0:
-            state = subprocess.run(["squeue", "-h", "-j", own_id(), "-o", "%T"], capture_output=True, text=True, timeout=60).stdout.split()
-            if state and state[0] != "RUNNING":  # it was cancelled, or is over its time: it ends as Slurm says
-                return
+            now = slurm_queue.status(own_id())
+            if now.state not in ("RUNNING", "UNKNOWN") and not (self.resumes and now.reason == "TimeLimit"):
+                return  # it was cancelled, or ends anyway
             for _ in range(3):
-                done = subprocess.run(["scontrol", "requeue", own_id()], capture_output=True, text=True, timeout=60)
+                done = slurm_queue.ask("scontrol", "requeue", own_id())
                 if done.returncode == 0:
                     break
                 print(f"scontrol requeue: {done.stderr.strip()}", file=sys.stderr, flush=True)

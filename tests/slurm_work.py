@@ -44,3 +44,11 @@ def lose_rank_1(work: Work) -> None:
         time.sleep(3)
         raise UserError("rank 1 is the cause")
     raise RuntimeError("[/gloo/transport/tcp/pair.cc:545] Connection closed by peer")
+
+
+def sleep_at_first(work: Work) -> None:
+    starts = work.folder / f"starts-{os.environ['RANK']}"
+    before = starts.read_text() if starts.is_file() else ""
+    starts.write_text(f"{before}x")
+    if not before:
+        time.sleep(600)

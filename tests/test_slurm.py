@@ -9,15 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Project
-from slurm_work import Work, break_on_rank_1, die_on_rank_1, lose_rank_1, note
+from slurm_work import Work, break_on_rank_1, die_on_rank_1, lose_rank_1, note, sleep_at_first
 
 from cluster import slurm, slurm_queue
-from pipeline import checkpoint
+from pipeline import checkpoint, runs
 from pipeline.errors import UserError
 from pipeline.profiles import Launch, Slurm
 from pipeline.trainer import train
@@ -140,7 +141,7 @@ def test_preempted_and_bereft_of_its_node_it_goes_on_to_the_same_weights(project
     assert project.stage("train", "fcn") == 0
     local = torch.load(project.folder / "runs/fcn/weights/seed-0.pt", weights_only=True)
     shutil.rmtree(project.folder / "runs/fcn")
-    project.profile |= {"backend": "slurm", "save_every": 50, "slurm": SLURM}
+    project.profile |= {"backend": "slurm", "save_every": 50, "workers": 1, "slurm": SLURM}
     stages = [project.start("train", "fcn"), project.start("train", "fcn")]
     until(lambda: at_step(project.folder, 20))
     job = recorded(project.folder)
@@ -166,13 +167,47 @@ def test_preempted_and_bereft_of_its_node_it_goes_on_to_the_same_weights(project
         assert torch.equal(theirs["weights"][name], value), name
 
 
+def test_what_cannot_be_resumed_is_queued_again_when_it_is_warned(workspace: Path) -> None:
+    task = replace(slurm.describe(sleep_at_first, work_on(workspace, 2)), resumes=False)
+    [sent] = slurm.send([task])
+    until(lambda: len(list(workspace.glob("starts-*"))) == 2)
+    subprocess.run(["scancel", "--signal=USR2", sent.job], check=True)
+    until(lambda: restarts(sent.job) == 1)
+    until(lambda: slurm_queue.status(sent.job).ended)
+    assert slurm_queue.status(sent.job).state == "COMPLETED"
+    assert [path.read_text() for path in workspace.glob("starts-*")] == ["xx", "xx"]
+
+
+def test_the_job_that_is_there_is_found_again(workspace: Path) -> None:
+    """Also where whoever submitted it was killed before it could write down the number; other settings are refused."""
+    task = replace(slurm.describe(note, work_on(workspace, options={"hold": True})), key="one", record=workspace / "a.json")
+    pair = [replace(task, record=workspace / f"{name}.json") for name in "bc"]
+    for tasks in ([task], pair):
+        sent = slurm.send(tasks)
+        assert [new for _, new in sent] == [True] * len(tasks)
+        there = [(job, False) for job, _ in sent]
+        assert slurm.send(tasks) == there
+        for record in (json.loads(each.record.read_text()) for each in tasks if each.record):
+            assert record["job"] in dict(there)
+        for each in tasks:
+            assert each.record is not None
+            each.record.write_text(json.dumps(json.loads(each.record.read_text()) | {"job": None}))
+        assert slurm.send(tasks) == there
+        with pytest.raises(UserError, match=rf"Slurm job {sent[0].job} \(PENDING\) runs it with other settings or code: `scancel"):
+            slurm.send([replace(tasks[0], key="two")])
+    first = json.loads((workspace / "a.json").read_text())["job"]
+    slurm_queue.cancel(first)
+    until(lambda: slurm_queue.status(first).ended)
+    assert slurm.send([task])[0].new
+
+
 def scontrol(*arguments: str) -> None:
     subprocess.run(["scontrol", *arguments], check=True, capture_output=True)
 
 
 def test_the_time_limit_queues_it_again_and_scancel_ends_it(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
     project.params["train"]["iterations"] = 50_000
-    project.profile |= {"backend": "slurm", "save_every": 10_000, "slurm": SLURM | {"time": "1", "warning": 45}}
+    project.profile |= {"backend": "slurm", "save_every": 10_000, "workers": 1, "slurm": SLURM | {"time": "1", "warning": 45}}
     project.write()
     config = project.config("fcn")
     with ThreadPoolExecutor(1) as pool:
@@ -199,14 +234,10 @@ def test_a_job_runs_the_code_that_was_submitted_though_its_stage_is_killed(proje
         until(lambda: (project.folder / "runs/fcn/seed-0/slurm.json").is_file() and recorded(project.folder))
         stage.kill()
     job, head = recorded(project.folder), project.folder / "models/heads/fcn.py"
-    code = head.read_text()
     head.write_text("raise RuntimeError('this is the edited code')\n")
     scontrol("release", job)
     until(lambda: slurm_queue.status(job).ended)
-    head.write_text(code)
-    said = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    assert "fcn, seed 0: finished before" in said.stdout
+    assert runs.is_finished(project.config("fcn"))  # whose fingerprint is of the code before the edit
     assert len(list(project.folder.glob("runs/.code/*"))) == 1
 
 
