@@ -54,7 +54,7 @@ def jobs() -> list[str]:
     return subprocess.run(["squeue", "--me", "-h", "-o", "%F"], capture_output=True, text=True, check=True).stdout.split()
 
 
-def until(what: Callable[[], object], seconds: float = 120) -> None:
+def until(what: Callable[[], object], seconds: float = 240) -> None:
     limit = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < limit, "it did not happen"
@@ -141,7 +141,7 @@ def test_preempted_and_bereft_of_its_node_it_goes_on_to_the_same_weights(project
     assert project.stage("train", "fcn") == 0
     local = torch.load(project.folder / "runs/fcn/weights/seed-0.pt", weights_only=True)
     shutil.rmtree(project.folder / "runs/fcn")
-    project.profile |= {"backend": "slurm", "save_every": 50, "workers": 1, "slurm": SLURM}
+    project.profile |= {"backend": "slurm", "save_every": 10_000, "workers": 1, "slurm": SLURM}
     stages = [project.start("train", "fcn"), project.start("train", "fcn")]
     until(lambda: at_step(project.folder, 20))
     job = recorded(project.folder)
@@ -150,16 +150,16 @@ def test_preempted_and_bereft_of_its_node_it_goes_on_to_the_same_weights(project
     subprocess.run(command, check=True, capture_output=True)
     until(lambda: restarts(job) == 1)
     saved = checkpoint.steps(next(project.folder.glob("runs/fcn/checkpoints/*/seed-0")))
-    assert saved[-1] % 50, "Slurm's warning saved no checkpoint"
+    assert saved, "Slurm's warning saved no checkpoint"
     until(lambda: slurm_queue.status(job).state == "RUNNING" and at_step(project.folder, saved[-1] + 4))
     node = slurm_queue.status(job).nodes
     scontrol("update", f"nodename={node}", "state=down", "reason=test")
     try:
         until(lambda: restarts(job) == 2)
     finally:
-        scontrol("update", f"nodename={node}", "state=resume")
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True)  # it may be up by itself
     for stage in stages:
-        stage.join(180)
+        stage.join(240)
         assert stage.exitcode == 0
     theirs = torch.load(project.folder / "runs/fcn/weights/seed-0.pt", weights_only=True)
     assert theirs["fingerprint"] == local["fingerprint"]
@@ -217,7 +217,7 @@ def test_the_time_limit_queues_it_again_and_scancel_ends_it(project: Project, ca
         until(lambda: waiting.done() or restarts(recorded(project.folder)) == 1)
         subprocess.run(["scancel", recorded(project.folder)], check=True)
     with pytest.raises(UserError, match=r"^fcn, seed 0: Slurm job \d+ was cancelled.*\(CANCELLED") as caught:
-        waiting.result(90)
+        waiting.result(240)
     assert "stopped after step" in str(caught.value)  # the tail of the log
     assert checkpoint.steps(next(project.folder.glob("runs/fcn/checkpoints/*/seed-0")))
     assert "start 2" in capfd.readouterr().err
