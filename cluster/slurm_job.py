@@ -98,7 +98,8 @@ class Job:
         """Rank 0: put the job back into the queue unless it was cancelled; the others wait for the end."""
         if rank() == 0:
             now = slurm_queue.status(own_id())
-            if now.state not in ("RUNNING", "UNKNOWN") and not (self.resumes and now.reason == "TimeLimit"):
+            over = now.ended or now.state == "COMPLETING"  # not SIGNALING, which it is while a warning is being delivered
+            if over and not (self.resumes and now.reason == "TimeLimit"):
                 return  # it was cancelled, or ends anyway
             for _ in range(3):
                 done = slurm_queue.ask("scontrol", "requeue", own_id())
