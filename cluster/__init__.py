@@ -1,12 +1,13 @@
 """Where it runs: a module for each backend of the launch profiles, with `launch(work, config)`, which blocks until the work is done."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from pipeline.profiles import Launch
 
-MODULES = {"local": "cluster.local", "ray": "cluster.ray_train"}
+MODULES = {"local": "cluster.local", "slurm": "cluster.slurm", "ray": "cluster.ray_train"}
+QUEUES = ("slurm",)  # backends with `submit(work, configs)`
 
 
 class Launchable(Protocol):
@@ -24,3 +25,13 @@ C = TypeVar("C", bound=Launchable)
 def launch(work: Callable[[C], None], config: C) -> None:
     """Run `work(config)` where its profile says, and wait for it. UserError: why it failed, in words for the user."""
     importlib.import_module(MODULES[config.launch.backend]).launch(work, config)
+
+
+def submit(work: Callable[[C], None], configs: Sequence[C]) -> Sequence[tuple[str, bool]]:
+    """Where there is a queue, let all of them be in it, so that they run side by side; `launch` then waits for each.
+
+    Returns each one's job, and whether it was submitted just now; nothing where there is no queue.
+    """
+    if not configs or configs[0].launch.backend not in QUEUES:
+        return []
+    return importlib.import_module(MODULES[configs[0].launch.backend]).submit(work, configs)

@@ -106,11 +106,11 @@ def fit(config: Config, training: Training, manifest: prepared.Prepared, monitor
         batch = next(batches)
         monitor.waited += time.monotonic() - began
         fault, stop = verdict(batch.message if isinstance(batch, Fault) else None, stop=stopping.asked.is_set())
-        if fault is not None or isinstance(batch, Fault):
-            raise UserError(fault)
-        if stop:
+        if stop:  # before a fault: what asks us to stop may have ended a data worker too
             on_rank_0(functools.partial(save, config, training, monitor, number))
             raise StoppedError(f"{config.name}, seed {config.seed}: stopped after step {number}, as asked; run it again and it goes on")
+        if fault is not None or isinstance(batch, Fault):
+            raise UserError(fault)
         terms = training.step(batch, number)
         if monitor.due(number + 1):
             report(monitor.row(number + 1, optim.learning_rate(config.train, number), terms, training.scaling()))

@@ -29,12 +29,14 @@ def train_run(kind: str, name: str, *, dry_run: bool = False, overfit: bool = Fa
 
 
 def train_seeds(seeds: list[Config]) -> None:
-    """Train what is not finished, one seed after the other, and publish all."""
-    from cluster import launch
+    """Train what is not finished, one seed after the other (side by side where there is a queue), and publish all."""
+    from cluster import launch, submit
     from pipeline.trainer import train
 
     for seed in seeds:
         runs.adopt_or_warn(seed)
+    submit(train, [seed for seed in seeds if not runs.is_finished(seed)])
+    for seed in seeds:
         if runs.is_finished(seed):
             print(f"{seed.name}, seed {seed.seed}: finished before, collected from {runs.finished_folder(seed)}")
         else:

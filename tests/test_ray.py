@@ -26,7 +26,13 @@ from pipeline.profiles import Ray
 from pipeline.schema import Config
 from pipeline.trainer import train
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning")]
+WANTED = os.environ.get("REQUIRE_RAY") == "1"
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.skipif(not WANTED, reason="it starts many small Ray clusters, for minutes: REQUIRE_RAY=1 runs it"),
+    pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning"),
+]
 Report = Callable[[Mapping[str, float]], None]
 BOUND = 400  # seconds for one test, whatever hangs
 VARIABLES = {

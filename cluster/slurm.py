@@ -1,0 +1,150 @@
+"""Slurm, through submitit: one task for each device, on a copy of the code; whoever asks again attaches to the job that is there.
+
+    runs/.slurm/                    what submitit and the jobs write: scripts, logs (<job>_<rank>_log.out), the ranks' last words
+    runs/<name>/seed-<s>/slurm.json the job of a seed and the fingerprint that it was submitted for
+    runs/.slurm/evaluations/        the same for evaluations, and their results until a stage collects them
+
+A stage may die at any time: its job runs on, and the next stage of the same fingerprint waits for that job.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster import C, slurm_queue, slurm_watch
+from cluster.slurm_batch import FOLDER, Task, log_of, submitted, words_of
+from cluster.snapshot import snapshot
+from pipeline import files, runs, store
+from pipeline import fingerprint as fingerprints
+from pipeline.errors import UserError
+from pipeline.schema import Config, Evaluation
+from pipeline.strict import adapter
+
+
+class Sent(NamedTuple):
+    """A task's job, and whether it was submitted just now."""
+
+    job: str
+    new: bool
+
+
+def launch(work: Callable[[C], None], config: C) -> None:
+    """Run `work(config)` as a job and wait for it. UserError: what a rank said, or Slurm's state and reason with the log's end."""
+    task = describe(work, config)
+    if task.results and all(kept.exists() for _, kept in task.results):
+        collect(task)
+        return
+    sent = send([task])[0]
+    slurm_watch.Watch(task.title, sent.job, log_of(sent.job), words_of(), task.command, new=sent.new).follow()
+    if isinstance(config, Config) and not slurm_watch.appears(lambda: runs.is_finished(config)):
+        raise UserError(f"{task.title}: Slurm job {sent.job} ended without weights: run it again; its log is {log_of(sent.job)}")
+    collect(task)
+
+
+def submit(work: Callable[[C], None], configs: Sequence[C]) -> list[Sent]:
+    """Let all of them be in the queue: those that no job is there for become one job array."""
+    tasks = [describe(work, config) for config in configs]
+    sent = send(tasks)
+    for task, (job, new) in zip(tasks, sent, strict=True):
+        print(f"{task.title}: Slurm job {job} {'submitted' if new else 'is in the queue already'}", file=sys.stderr, flush=True)
+    return sent
+
+
+def describe(work: Callable[[Any], None], config: Any) -> Task:
+    """What `work(config)` depends on, and where its job is recorded."""
+    code = snapshot()
+    if isinstance(config, Config):
+        refuse_other_code(config, code)
+        stage = "train" if config.finetune is None else "finetune"
+        return Task(
+            work=work,
+            config=config,
+            code=code,
+            title=f"{config.name}, seed {config.seed}",
+            key=fingerprints.fingerprint(config),
+            record=runs.attempt_folder(config) / "slurm.json",
+            command=f"uv run python -m stages.{stage} {config.name}",
+        )
+    if isinstance(config, Evaluation):
+        return describe_evaluation(work, config, code)
+    return Task(work=work, config=config, code=code, title=getattr(work, "__name__", "work"))
+
+
+def describe_evaluation(work: Callable[[Any], None], config: Evaluation, code: Path) -> Task:
+    """An evaluation depends on its settings, the code, the dataset and the weights of every seed."""
+    weights = sorted((Path("runs") / config.of / "weights").glob("seed-*.pt"))
+    if not weights:
+        raise UserError(f"run {config.of} has no weights: uv run dvc repro train@{config.of}")
+    pinned = {path.as_posix(): files.sha256(path) for path in [store.PREPARED, *weights] if path.is_file()}
+    settings = adapter(Evaluation).dump_python(config, mode="json")
+    del settings["launch"]
+    key = hashlib.sha256(json.dumps([settings, pinned, code.name], sort_keys=True).encode()).hexdigest()[:16]
+    kept = FOLDER / "evaluations" / key
+    sources = (Path("results") / config.name / "pictures", Path("results") / f"{config.name}.json")  # the file says that all is there
+    return Task(
+        work=work,
+        config=config,
+        code=code,
+        title=f"evaluation {config.name}",
+        key=key,
+        record=FOLDER / "evaluations" / f"{config.name}.json",
+        resumes=False,
+        pinned=pinned,
+        results=tuple((source, kept / source.name) for source in sources),
+        command=f"uv run python -m stages.evaluate {config.name}",
+    )
+
+
+def refuse_other_code(config: Config, code: Path) -> None:
+    """The copy must hold the code that the config's fingerprint speaks of."""
+    assert config.inputs is not None
+    for path, known in config.inputs.code.items():
+        if fingerprints.tree_hash(code / path) != known:
+            raise UserError(f"{path} was edited while {config.name} was being submitted: run it again")
+
+
+def collect(task: Task) -> None:
+    """Put what an evaluation's job kept where it belongs."""
+    from cluster.slurm_job import copy_tree
+
+    for source, kept in task.results:
+        if not slurm_watch.appears(kept.exists):
+            raise UserError(f"{task.title}: its job ended without {source}: run it again")
+        copy_tree(kept, source)
+
+
+def send(tasks: Sequence[Task]) -> list[Sent]:
+    """The jobs of the tasks: those in the queue, and new ones for the others. Of two that ask at once, one waits."""
+    slurm_queue.require()
+    with files.locked(FOLDER / "lock", "the queue of this project", wait=True):
+        found = [attached(task) for task in tasks]
+        fresh = [task for task, job in zip(tasks, found, strict=True) if job is None]
+        jobs = iter(submitted(fresh) if fresh else [])
+        return [Sent(job, new=False) if job else Sent(next(jobs), new=True) for job in found]
+
+
+def attached(task: Task) -> str | None:
+    """The job that is in the queue for a task; UserError where it has one of other settings."""
+    if task.record is None or not task.record.is_file():
+        return None
+    record = files.read_json(task.record, "delete it")
+    job = record["job"]
+    if job is None:  # whoever submitted it was killed before it knew the number
+        array = slurm_queue.find(record["comment"])
+        if array is None:
+            return None
+        job = array if record["index"] is None else f"{array}_{record['index']}"
+        files.write_json(task.record, record | {"job": job})
+    status = slurm_queue.status(job)
+    if status.state == "UNKNOWN":
+        raise UserError(f"Slurm does not answer ({status.reason}), and {task.title} may have a job already: try again later")
+    if status.ended:
+        return None
+    if record["key"] != task.key:
+        raise UserError(
+            f"{task.title}: Slurm job {job} ({status.state}) runs it with other settings or code: `scancel {job}`, or wait for it"
+        )
+    return job
