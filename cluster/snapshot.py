@@ -19,7 +19,7 @@ from pipeline.errors import explained, refusal
 
 ROOT = Path(__file__).parent.parent
 COPIES = Path("runs/.code")
-PACKAGES = ("models", "pipeline", "cluster", "stages", "tune")
+PACKAGES = ("models", "pipeline", "cluster", "stages")
 ABOUT = ("tests", "benchmarks", "docs")  # nothing that a job runs
 
 
