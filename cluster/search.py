@@ -1,4 +1,4 @@
-"""A search with Ray Tune: it chooses values, starts trials beside one another, ends those that are behind, and survives being killed.
+"""A search with Ray Tune: it chooses values, starts trials beside one another, and ends those that are behind.
 
 Optuna's TPE, random values or a grid choose; ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020) ends. What
 a trial does is pipeline/trial.py; here it is a process that reports (steps, mIoU).
