@@ -37,7 +37,7 @@ def train(config: Config, report: Report = silent) -> None:
 
     Raises:
         UserError: on all ranks alike, for a second writer, a bad sample or a non-finite loss; the last checkpoint stays.
-        StoppedError: on all ranks alike, after a checkpoint, once `stopping.asked` is set on any.
+        StoppedError: on all ranks alike, after a checkpoint, once `stopping.asked` is set on any, and one step at least was done.
     """
     with process_group(config.launch) as device, writing(config):
         if runs.is_finished(config):
@@ -106,7 +106,8 @@ def fit(config: Config, training: Training, manifest: prepared.Prepared, monitor
         batch = next(batches)
         monitor.waited += time.monotonic() - began
         fault, stop = verdict(batch.message if isinstance(batch, Fault) else None, stop=stopping.asked.is_set())
-        if stop:  # before a fault: what asks us to stop may have ended a data worker too
+        # Before a fault: what asks us to stop may have ended a data worker too. But after a step, or one start may follow another for ever.
+        if stop and (number > start or fault is not None):
             on_rank_0(functools.partial(save, config, training, monitor, number))
             raise StoppedError(f"{config.name}, seed {config.seed}: stopped after step {number}, as asked; run it again and it goes on")
         if fault is not None or isinstance(batch, Fault):

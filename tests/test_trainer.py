@@ -113,6 +113,23 @@ def test_a_request_to_stop_saves_first_and_loses_no_step(project: Project, proce
     assert "training from step 6 to 12" in (project.folder / "runs/fcn/seed-0/log.txt").read_text()
 
 
+def stopped_at_once(config: Config) -> None:
+    """The request comes before the first step."""
+    stopping.asked.set()
+    trainer.train(config)
+
+
+def test_one_that_is_asked_to_stop_at_every_start_comes_to_an_end(project: Project) -> None:
+    project.params["train"]["iterations"] = 4
+    project.write()
+    config = project.config("fcn")
+    for step in range(1, config.train.iterations):
+        with contextlib.chdir(project.folder), pytest.raises(UserError, match=f"stopped after step {step}, as asked"):
+            launch(stopped_at_once, config)
+        stopping.asked.clear()
+    assert project.stage("train", "fcn") == 0
+
+
 def children(parent: int) -> list[int]:
     """The processes that `parent` started."""
     found = []
