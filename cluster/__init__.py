@@ -27,10 +27,11 @@ def launch(work: Callable[[C], None], config: C) -> None:
     importlib.import_module(MODULES[config.launch.backend]).launch(work, config)
 
 
-def submit(work: Callable[[C], None], configs: Sequence[C]) -> Sequence[tuple[str, bool]]:
+def submit(work: Callable[[C], None], configs: Sequence[C]) -> Sequence[tuple[str, bool, str]]:
     """Where there is a queue, let all of them be in it, so that they run side by side; `launch` then waits for each.
 
-    Returns each one's job, and whether it was submitted just now; nothing where there is no queue.
+    Returns each one's job, whether it was submitted just now, and what is wrong where a job of other settings is in its place; nothing
+    where there is no queue.
     """
     if not configs or configs[0].launch.backend not in QUEUES:
         return []

@@ -7,6 +7,7 @@
 A stage may die at any time: its job runs on, and the next stage of the same fingerprint waits for that job.
 """
 
+import functools
 import hashlib
 import json
 import sys
@@ -25,10 +26,11 @@ from pipeline.strict import adapter
 
 
 class Sent(NamedTuple):
-    """A task's job, and whether it was submitted just now."""
+    """A task's job, whether it was submitted just now, and what is wrong where the job is one of other settings."""
 
     job: str
     new: bool
+    refusal: str = ""
 
 
 def launch(work: Callable[[C], None], config: C) -> None:
@@ -37,20 +39,33 @@ def launch(work: Callable[[C], None], config: C) -> None:
     if task.results and all(kept.exists() for _, kept in task.results):
         collect(task)
         return
-    sent = send([task])[0]
-    slurm_watch.Watch(task.title, sent.job, log_of(sent.job), words_of(), task.command, new=sent.new).follow()
+    [sent] = send([task])
+    if sent.refusal:
+        raise UserError(sent.refusal)
+    others = functools.partial(siblings, config, sent.job)
+    slurm_watch.Watch(task.title, sent.job, log_of(sent.job), words_of(), task.command, new=sent.new, others=others).follow()
     if isinstance(config, Config) and not slurm_watch.appears(lambda: runs.is_finished(config)):
         raise UserError(f"{task.title}: Slurm job {sent.job} ended without weights: run it again; its log is {log_of(sent.job)}")
     collect(task)
 
 
 def submit(work: Callable[[C], None], configs: Sequence[C]) -> list[Sent]:
-    """Let all of them be in the queue: those that no job is there for become one job array."""
+    """Let all of them be in the queue: those that no job is there for become one job array; a job of other settings hinders no other."""
     tasks = [describe(work, config) for config in configs]
     sent = send(tasks)
-    for task, (job, new) in zip(tasks, sent, strict=True):
-        print(f"{task.title}: Slurm job {job} {'submitted' if new else 'is in the queue already'}", file=sys.stderr, flush=True)
+    for task, (job, new, refusal) in zip(tasks, sent, strict=True):
+        said = f"{task.title}: Slurm job {job} {'submitted' if new else 'is in the queue already'}"
+        print(refusal or said, file=sys.stderr, flush=True)
     return sent
+
+
+def siblings(config: Any, job: str) -> list[str]:
+    """The other seeds' jobs of a training that are in the queue."""
+    if not isinstance(config, Config):
+        return []
+    records = [files.read_json(path, "delete it") for path in sorted(config.folder.glob("seed-*/slurm.json"))]
+    jobs = [record["job"] for record in records if record["job"] not in (None, job)]
+    return [other for other in jobs if not slurm_queue.status(other).ended]
 
 
 def describe(work: Callable[[Any], None], config: Any) -> Task:
@@ -121,13 +136,13 @@ def send(tasks: Sequence[Task]) -> list[Sent]:
     slurm_queue.require()
     with files.locked(FOLDER / "lock", "the queue of this project", wait=True):
         found = [attached(task) for task in tasks]
-        fresh = [task for task, job in zip(tasks, found, strict=True) if job is None]
+        fresh = [task for task, there in zip(tasks, found, strict=True) if there is None]
         jobs = iter(submitted(fresh) if fresh else [])
-        return [Sent(job, new=False) if job else Sent(next(jobs), new=True) for job in found]
+        return [there or Sent(next(jobs), new=True) for there in found]
 
 
-def attached(task: Task) -> str | None:
-    """The job that is in the queue for a task; UserError where it has one of other settings."""
+def attached(task: Task) -> Sent | None:
+    """The job that is in the queue for a task."""
     if task.record is None or not task.record.is_file():
         return None
     record = files.read_json(task.record, "delete it")
@@ -144,7 +159,6 @@ def attached(task: Task) -> str | None:
     if status.ended:
         return None
     if record["key"] != task.key:
-        raise UserError(
-            f"{task.title}: Slurm job {job} ({status.state}) runs it with other settings or code: `scancel {job}`, or wait for it"
-        )
-    return job
+        line = f"{task.title}: Slurm job {job} ({status.state}) runs it with other settings or code: `scancel {job}`, or wait for it"
+        return Sent(job, new=False, refusal=line)
+    return Sent(job, new=False)

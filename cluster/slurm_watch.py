@@ -27,9 +27,12 @@ ENDS = {
 
 
 class Watch:
-    """One job that is followed to its end. `command` is what attaches to it again."""
+    """One job that is followed to its end. `command` is what attaches to it again, `others` tells the jobs of the same run."""
 
-    def __init__(self, title: str, job: str, log: Path, words: Path, command: str, *, new: bool) -> None:
+    def __init__(
+        self, title: str, job: str, log: Path, words: Path, command: str, *, new: bool, others: Callable[[], list[str]] = list
+    ) -> None:
+        self.others = others
         self.title, self.job, self.log, self.words, self.command = title, job, log, words, command
         self.new, self.said, self.part = new, "", b""
         self.position = 0 if new or not log.is_file() else max(0, log.stat().st_size - 2000)
@@ -109,20 +112,23 @@ class Watch:
                 print(text, file=sys.stderr, flush=True)
 
     def interrupted(self) -> None:
-        """Ctrl-C: ask at a terminal whether the job shall be cancelled; elsewhere leave it."""
+        """Ctrl-C: ask at a terminal whether the run's jobs shall be cancelled; elsewhere leave them."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        jobs = [self.job, *self.others()]
         if sys.stdin.isatty() and sys.stderr.isatty():
+            there = f"jobs {', '.join(jobs)} run on. Cancel them?" if jobs[1:] else f"job {self.job} runs on. Cancel it?"
             try:
-                print(f"\nSlurm job {self.job} runs on. Cancel it? [y/N] ", end="", file=sys.stderr, flush=True)
+                print(f"\nSlurm {there} [y/N] ", end="", file=sys.stderr, flush=True)
                 answer = sys.stdin.readline()
             except KeyboardInterrupt:
                 answer = ""
             if answer.strip().lower() in ("y", "yes"):
-                slurm_queue.cancel(self.job)
-                self.say("cancelled")
+                for job in jobs:
+                    slurm_queue.cancel(job)
+                print(f"{self.title}: cancelled Slurm job {', '.join(jobs)}", file=sys.stderr, flush=True)
                 return
         attach = f"; to attach to it: {self.command}" if self.command else ""
-        self.say(f"is left in the queue{attach}; to cancel it: scancel {self.job}")
+        self.say(f"is left in the queue{attach}; to cancel {'them' if jobs[1:] else 'it'}: scancel {' '.join(jobs)}")
 
     def why(self, status: Status) -> str:
         """Why the job ended: a rank's own words, or Slurm's state and reason with the end of the log."""

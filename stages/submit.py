@@ -44,10 +44,15 @@ def main() -> None:
     for seed in stale:
         runs.adopt_or_warn(seed)
     stale = [seed for seed in stale if not runs.is_finished(seed)]
-    for seed, (job, new) in zip(stale, submit(train, stale), strict=True):
-        rows[seed.name, seed.seed] = f"{'sent' if new else 'runs already'}: Slurm job {job}"
+    refused = []
+    for seed, (job, new, refusal) in zip(stale, submit(train, stale), strict=True):
+        rows[seed.name, seed.seed] = f"{'NOT sent' if refusal else 'sent' if new else 'runs already'}: Slurm job {job}"
+        refused += [refusal] if refusal else []
     print(table(rows))
     print("`uv run dvc repro` waits for the jobs and collects what they make")
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if refused[1:] else ""
+        raise UserError(f"{refused[0]}{more}")
 
 
 def bring_up_to_date(params: Params) -> None:

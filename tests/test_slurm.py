@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from conftest import Project
 from slurm_work import Work, break_on_rank_1, die_on_rank_1, lose_rank_1, note, sleep_at_first
 
 from cluster import slurm, slurm_queue
+from cluster.slurm import Sent
 from pipeline import checkpoint, runs
 from pipeline.errors import UserError
 from pipeline.profiles import Launch, Slurm
@@ -184,17 +186,18 @@ def test_the_job_that_is_there_is_found_again(workspace: Path) -> None:
     pair = [replace(task, record=workspace / f"{name}.json") for name in "bc"]
     for tasks in ([task], pair):
         sent = slurm.send(tasks)
-        assert [new for _, new in sent] == [True] * len(tasks)
-        there = [(job, False) for job, _ in sent]
+        assert [each.new for each in sent] == [True] * len(tasks)
+        there = [Sent(each.job, new=False) for each in sent]
         assert slurm.send(tasks) == there
         for record in (json.loads(each.record.read_text()) for each in tasks if each.record):
-            assert record["job"] in dict(there)
+            assert record["job"] in [each.job for each in there]
         for each in tasks:
             assert each.record is not None
             each.record.write_text(json.dumps(json.loads(each.record.read_text()) | {"job": None}))
         assert slurm.send(tasks) == there
-        with pytest.raises(UserError, match=rf"Slurm job {sent[0].job} \(PENDING\) runs it with other settings or code: `scancel"):
-            slurm.send([replace(tasks[0], key="two")])
+        other = slurm.send([replace(tasks[0], key="two"), *tasks[1:]])
+        assert f"Slurm job {sent[0].job} (PENDING) runs it with other settings or code: `scancel" in other[0].refusal
+        assert other[1:] == there[1:]
     first = json.loads((workspace / "a.json").read_text())["job"]
     slurm_queue.cancel(first)
     until(lambda: slurm_queue.status(first).ended)
@@ -239,6 +242,39 @@ def test_a_job_runs_the_code_that_was_submitted_though_its_stage_is_killed(proje
     until(lambda: slurm_queue.status(job).ended)
     assert runs.is_finished(project.config("fcn"))  # whose fingerprint is of the code before the edit
     assert len(list(project.folder.glob("runs/.code/*"))) == 1
+
+
+def typed(master: int, words: str) -> str:
+    """What a terminal shows until these words have appeared on it."""
+    shown = b""
+    while words.encode() not in shown:
+        assert select.select([master], [], [], 240)[0], shown.decode()
+        shown += os.read(master, 4096)
+    return shown.decode()
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_ctrl_c_at_a_terminal_asks_about_all_seeds(project: Project, answer: str) -> None:
+    project.params["train"]["seeds"] = [0, 1]
+    project.profile |= {"backend": "slurm", "slurm": SLURM | {"options": {"hold": True}}}
+    project.write()
+    master, terminal = os.openpty()
+    command = ["setsid", "--ctty", sys.executable, "-m", "stages.train", "fcn"]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    with subprocess.Popen(command, cwd=project.folder, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as stage:
+        typed(master, "PENDING (JobHeldUser)")
+        array = recorded(project.folder).split("_")[0]
+        os.write(master, b"\x03")
+        typed(master, f"Slurm jobs {array}_0, {array}_1 run on. Cancel them? [y/N]")
+        os.write(master, f"{answer}\n".encode())
+        typed(master, "cancelled Slurm job" if answer == "y" else f"to cancel them: scancel {array}_0 {array}_1")
+        assert stage.wait(60) == 130
+    if answer == "y":
+        until(lambda: not jobs(), 30)
+    else:
+        assert array in jobs()
+    os.close(master)
+    os.close(terminal)
 
 
 def test_all_that_is_stale_is_sent_at_once_and_evaluated(project: Project, capfd: pytest.CaptureFixture[str]) -> None:

@@ -105,8 +105,12 @@ def test_an_interrupt_without_a_terminal_leaves_the_job_and_says_what_to_do(tmp_
     assert "attach to it: uv run python -m stages.train fcn; to cancel it: scancel 7" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("answer", "cancelled"), [("y\n", ["7"]), ("\n", []), ("n\n", [])])
-def test_an_interrupt_at_a_terminal_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd, answer: str, cancelled: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("answer", "others", "cancelled"), [("y\n", [], ["7"]), ("\n", [], []), ("n\n", ["8"], []), ("yes\n", ["8"], ["7", "8"])]
+)
+def test_an_interrupt_at_a_terminal_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd, answer: str, others: list[str], cancelled: list[str]
+) -> None:
     class Terminal:
         def isatty(self) -> bool:
             return True
@@ -118,9 +122,11 @@ def test_an_interrupt_at_a_terminal_asks(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setattr(slurm_queue, "cancel", asked.append)
-    watch(tmp_path).interrupted()
+    followed = watch(tmp_path)
+    followed.others = lambda: others
+    followed.interrupted()
     assert asked == cancelled
-    assert "Cancel it?" in capfd.readouterr().err
+    assert ("Slurm jobs 7, 8 run on. Cancel them?" if others else "Slurm job 7 runs on. Cancel it?") in capfd.readouterr().err
 
 
 def test_without_slurm_it_is_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
