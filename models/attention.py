@@ -10,7 +10,6 @@ Why no fused kernel: they want equal widths of keys and values, of at most 256, 
 128 x 128) is worked through in blocks of queries, which the backward pass computes once more instead of keeping.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from models.filters.precision import product
+from models.filters.precision import product, without_autocast
 from models.layers import at_least_float32
 
 LARGEST_MAP = 2**26  # entries, 256 MB in float32; forward and backward hold about four such maps at their peak
@@ -27,7 +26,7 @@ LARGEST_MAP = 2**26  # entries, 256 MB in float32; forward and backward hold abo
 
 def attend(query_BND: Tensor, key_BMD: Tensor, value_BMC: Tensor) -> Tensor:
     """Each query's mean of the values, weighted by the softmax of its products with the keys: BNC of the values' type."""
-    with full_precision(value_BMC):
+    with without_autocast(value_BMC.device):
         block = max(1, LARGEST_MAP // max(1, len(key_BMD) * key_BMD.shape[1]))
         if query_BND.shape[1] <= block:
             return _attend(query_BND, key_BMD, value_BMC)
@@ -41,7 +40,7 @@ def _attend(query_BND: Tensor, key_BMD: Tensor, value_BMC: Tensor) -> Tensor:
 
 
 def attention_map(query_XND: Tensor, key_XMD: Tensor) -> Tensor:
-    """The softmax over M of q . k, in float32 at least: XNM, X being any leading axes. To be called in `full_precision`."""
+    """The softmax over M of q . k, in float32 at least: XNM, X being any leading axes. To be called in `without_autocast`."""
     form = torch.matmul if query_XND.is_meta or torch.compiler.is_compiling() else product
     return form(at_least_float32(query_XND), at_least_float32(key_XMD).mT).softmax(-1)
 
@@ -76,11 +75,6 @@ def _along_columns(maps_BWHH: Tensor, value_BHWC: Tensor) -> Tensor:
     for maps_WHH, value_HWC, y_HWC in zip(maps_BWHH, value_BHWC, y_BHWC, strict=True):
         torch.bmm(maps_WHH, value_HWC.transpose(0, 1), out=y_HWC.transpose(0, 1))
     return y_BHWC
-
-
-def full_precision(like: Tensor) -> AbstractContextManager[Any]:
-    """No autocast on the tensor's device; the meta device knows none."""
-    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def in_autocast(like: Tensor) -> bool:

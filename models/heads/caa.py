@@ -22,8 +22,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.attention import along_columns, attend, attention_map, full_precision, in_autocast
+from models.attention import along_columns, attend, attention_map, in_autocast
 from models.decoder import LOW_LEVEL_STRIDE, Decoder
+from models.filters.precision import without_autocast
 from models.gating import modulate, with_sum
 from models.layers import End, ImagePooling, at_least_float32, conv_norm_act, size_of
 
@@ -93,7 +94,7 @@ class Gate(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """In the weights' own precision, also under autocast."""
-        with full_precision(input):
+        with without_autocast(input.device):
             return super().forward(input.to(next(self.parameters()).dtype))
 
 
@@ -150,7 +151,7 @@ def channelized_axial_attention(
     def gated(gate: Callable[[Tensor], Tensor], sums_BLC: Tensor) -> Tensor:
         return at_least_float32(gate((sums_BLC * share).to(kind)))
 
-    with full_precision(value_BCHW):
+    with without_autocast(value_BCHW.device):
         value_BHWC = value_BCHW.permute(0, 2, 3, 1).contiguous()
         columns_BWHD, rows_BHWD = query_column_BDHW.permute(0, 3, 2, 1).contiguous(), query_row_BDHW.permute(0, 2, 3, 1).contiguous()
         y_BHWC = along_columns(attention_map(columns_BWHD, columns_BWHD).to(value_BCHW.dtype), value_BHWC)
