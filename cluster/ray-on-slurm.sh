@@ -28,7 +28,12 @@ head=${nodes[0]}
 address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 # A port of this job's own, for two jobs may share a node.
 port=$((20000 + SLURM_JOB_ID % 10000))
-export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled}
+export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+# Whoever reaches Ray's ports could run code as this user: a token that only this job's processes know keeps others out.
+if [ "$RAY_AUTH_MODE" = token ] && [ -z "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ]; then
+    RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+    export RAY_AUTH_TOKEN
+fi
 
 steps=()
 on_node() { # NODE ARGUMENTS...: Ray on one node, as a step of the job that lives as long as this script

@@ -26,13 +26,18 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from cluster import C, Launchable
 from cluster.local import is_loss
 from cluster.ray_cluster import cluster, refuse_impossible, writable_storage
-from cluster.ray_policies import Divisors, Losses, Trainer, told
 from cluster.snapshot import refuse_other_code, snapshot
 from pipeline import files, runs
 from pipeline.errors import BusyError, UserError, words
 from pipeline.fingerprint import fingerprint
 from pipeline.profiles import Ray
 from pipeline.schema import Config
+
+try:
+    from cluster.ray_policies import Divisors, Losses, Trainer, told
+except ImportError as error:
+    remedy = "install the release that pyproject.toml names"
+    raise UserError(f"Ray {ray.__version__} is not the one that cluster/ray_policies.py was written for ({error}): {remedy}") from None
 
 ORPHANS = 30.0  # seconds in which the workers of a driver that was killed have ended
 
