@@ -20,7 +20,8 @@ from pipeline.errors import UserError
 from pipeline.profiles import Launch, Ray
 from pipeline.progress import warn
 
-TRAVELS = ("DATA_STORE", "MLFLOW_", "HF_", "TORCH_HOME", "NCCL_", "GLOO_")  # variables, by how their names begin, that workers get too
+# Variables, by how their names begin, that workers get too.
+TRAVELS = ("DATA_STORE", "MLFLOW_", "HF_", "TORCH_HOME", "NCCL_", "GLOO_", "AWS_", "GOOGLE_", "FSSPEC_")
 # How Ray behaves, where the user's environment says nothing: no telemetry, workers' lines as they were printed, failures seen soon
 # (a report waits for the controller's next look), no metrics agent, and processes without a GPU see none.
 QUIET = {
@@ -30,6 +31,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # after which an elastic start that waits for a lost node asks for fewer
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 OWN = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # on a cluster of our own nobody would announce that its machine is taken away

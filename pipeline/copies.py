@@ -201,7 +201,19 @@ def step_of(name: str) -> int | None:
 def stream(source: IO[bytes], goal: IO[bytes]) -> str:
     """Copy bytes; returns their SHA-256."""
     digest = hashlib.sha256()
-    while block := source.read(BLOCK):
+    for block in blocks(source):
         digest.update(block)
         goal.write(block)
     return digest.hexdigest()
+
+
+def blocks(source: IO[bytes]) -> Iterator[bytes]:
+    """The content of a file; what its storage refuses is no OSError, which would be taken for one of the disk that is written."""
+    while True:
+        try:
+            block = source.read(BLOCK)
+        except Exception as error:
+            raise ValueError(short(error)) from None
+        if not block:
+            return
+        yield block

@@ -112,6 +112,25 @@ def test_a_slow_one_holds_nobody_up_and_the_newest_follows(tmp_path: Path, monke
     assert names(str(tmp_path / "away")) == ["step-1.json", "step-1.pt", "step-4.json", "step-4.pt"]
 
 
+def test_storage_that_breaks_off_is_passed_over(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    made = sent(address, tmp_path / "here", 4, 8)
+    system, opened = made.place[0], made.place[0].open
+
+    def broken(size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def breaking(path: str, mode: str, **options: Any) -> Any:
+        file = opened(path, mode, **options)
+        if path.endswith("step-8.pt"):
+            file.read = broken
+        return file
+
+    monkeypatch.setattr(system, "open", breaking)
+    assert made.fetch(tmp_path / "there", None)
+    assert names(str(tmp_path / "there")) == ["step-4.pt"]
+    assert "step 8 at" in capsys.readouterr().err
+
+
 def full(source: Any, goal: Any) -> str:
     goal.write(source.read(100))
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -46,6 +46,7 @@ VARIABLES = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_health_check_initial_delay_ms": "0",  # a lost node is noticed in seconds
     "RAY_health_check_period_ms": "1000",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",  # until then the lost node's place is hoped for
 }
 
 
@@ -89,19 +90,6 @@ def bounded() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture(scope="module")
-def local(prepared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project that two local processes have trained, and one has evaluated."""
-    folder = tmp_path_factory.mktemp("local") / "project"
-    shutil.copytree(prepared_project, folder)
-    project = Project(folder)
-    project.profile |= {"processes": 2}
-    assert project.stage("train", "fcn") == 0
-    project.profile |= {"processes": 1}
-    assert project.stage("evaluate", "fcn") == 0
-    return project
 
 
 @pytest.fixture
@@ -180,9 +168,14 @@ def losses(folder: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def test_fewer_workers_go_on_with_the_same_images_where_a_node_is_lost(on_ray: Project, nodes: Any, local: Project) -> None:
+def test_fewer_workers_go_on_with_the_same_images_where_a_node_is_lost(on_ray: Project, nodes: Any) -> None:
+    """Without dropout, which each rank draws for itself, the losses are those of one local process, up to rounding."""
+    on_ray.params["methods"]["fcn"]["crf"]["dropout"] = 0
     on_ray.profile["ray"] |= {"elastic": [1, 2]}
     config = on_ray.config("fcn")
+    launch(train, replace(config, launch=replace(config.launch, backend="local", processes=1, ray=None)))
+    alone = losses(runs.finished_folder(config))
+    shutil.rmtree("runs")
 
     def lose() -> None:
         wait_until(all_reached)
@@ -196,7 +189,8 @@ def test_fewer_workers_go_on_with_the_same_images_where_a_node_is_lost(on_ray: P
     assert Path("world-2").exists()
     assert Path("world-1").exists()
     assert "training from step 4" in log()
-    assert losses(runs.finished_folder(config)) == pytest.approx(losses(local.folder / "runs/fcn/weights"), rel=1e-4)
+    assert losses(runs.finished_folder(config)) == pytest.approx(alone, rel=1e-5)
+    assert not list(Path("runs", "ray").glob("*.????????"))
 
 
 def suffer(config: Config, report: Report) -> None:
@@ -231,7 +225,7 @@ def drive(config: Config) -> None:
     launch(suffer, config)
 
 
-def test_killed_workers_and_drivers_change_no_digit_of_two_local_processes(on_ray: Project, nodes: Any, local: Project) -> None:
+def test_killed_workers_and_drivers_change_no_digit_of_two_local_processes(on_ray: Project, nodes: Any, two_processes: Project) -> None:
     """A worker is killed, then the driver; the next driver goes on. What a user must mend is told at once, and not tried again."""
     if len(nodes.cluster.list_all_nodes()) == 1:  # the test before this one has lost the other
         nodes.cluster.add_node(**SIZES)
@@ -253,10 +247,10 @@ def test_killed_workers_and_drivers_change_no_digit_of_two_local_processes(on_ra
     assert "training from step 8" in log()
     assert Path("node-0").read_text() != Path("node-1").read_text()
     assert len(list(Path().glob("tried-*"))) == 2
-    assert not list(Path("runs", "ray").glob("*.????????"))
     for name in ("seed-0.pt", "seed-0.csv"):
-        assert Path("runs/fcn/weights", name).read_bytes() == (local.folder / "runs/fcn/weights" / name).read_bytes()
-    assert results(on_ray.folder) == results(local.folder)
+        assert Path("runs/fcn/weights", name).read_bytes() == (two_processes.folder / "runs/fcn/weights" / name).read_bytes()
+    assert two_processes.stage("evaluate", "fcn") == 0
+    assert results(on_ray.folder) == results(two_processes.folder)
 
 
 def with_ray(config: Config, **options: Any) -> Config:
