@@ -4,7 +4,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from pipeline.copies import refuse_unwritable
 from pipeline.profiles import Launch
+from pipeline.schema import Config
 
 MODULES = {"local": "cluster.local", "slurm": "cluster.slurm", "ray": "cluster.ray_train"}
 QUEUES = ("slurm",)  # backends with `submit(work, configs)`
@@ -24,6 +26,7 @@ C = TypeVar("C", bound=Launchable)
 
 def launch(work: Callable[[C], None], config: C) -> None:
     """Run `work(config)` where its profile says, and wait for it. UserError: why it failed, in words for the user."""
+    refuse_unwritable_copies(config)
     importlib.import_module(MODULES[config.launch.backend]).launch(work, config)
 
 
@@ -35,4 +38,11 @@ def submit(work: Callable[[C], None], configs: Sequence[C]) -> Sequence[tuple[st
     """
     if not configs or configs[0].launch.backend not in QUEUES:
         return []
+    refuse_unwritable_copies(configs[0])
     return importlib.import_module(MODULES[configs[0].launch.backend]).submit(work, configs)
+
+
+def refuse_unwritable_copies(config: Launchable) -> None:
+    """A training's copies of checkpoints must have a place, which is known before anything waits in a queue."""
+    if isinstance(config, Config) and config.launch.copies is not None:
+        refuse_unwritable(config.launch.copies, "checkpoints" if config.launch.checkpoints else "ray.storage")

@@ -28,7 +28,13 @@ head=${nodes[0]}
 address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 # A port of this job's own, for two jobs may share a node.
 port=$((20000 + SLURM_JOB_ID % 10000))
-export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled}
+export RAY_raylet_start_wait_time_s=${RAY_raylet_start_wait_time_s:-$patience} # a busy node or disk takes longer than Ray's 30 s
+export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+# Whoever reaches Ray's ports could run code as this user: a token that only this job's processes know keeps others out.
+if [ "$RAY_AUTH_MODE" = token ] && [ -z "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ]; then
+    RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+    export RAY_AUTH_TOKEN
+fi
 
 steps=()
 on_node() { # NODE ARGUMENTS...: Ray on one node, as a step of the job that lives as long as this script
@@ -64,8 +70,8 @@ joined() { "$(dirname "$ray")/python" -c 'import logging, ray
 ray.init("auto", logging_level=logging.ERROR, log_to_driver=False)
 print(sum(node["Alive"] for node in ray.nodes()))' 2>/dev/null || echo 0; }
 until [ "$(joined)" -ge "${#nodes[@]}" ]; do
-    if ((SECONDS > patience)); then
-        echo "error: only $(joined) of ${#nodes[@]} nodes joined Ray within $patience seconds" >&2
+    if (($(jobs -rp | wc -l) < ${#steps[@]} || SECONDS > patience)); then
+        echo "error: $(joined) of ${#nodes[@]} nodes joined Ray: the reason is above, or they need more than RAY_PATIENCE=$patience seconds" >&2
         exit 1
     fi
     sleep 1

@@ -1,28 +1,27 @@
 """A Ray cluster to run on: joined by its address or started here, with this project's code as it is now on every node.
 
 Nodes share the project's folder (a network disk), as Slurm's do: data, checkpoints and results are read and written there. The
-code does not come from that folder: a snapshot travels with the job, so that an edit while a training runs, or waits for a lost
-worker, changes nothing.
+code does not come from that folder: a copy of it (cluster/snapshot.py) travels with the job, so that an edit while a training runs,
+or waits for a lost worker, changes nothing.
 """
 
 import contextlib
 import logging
 import os
-import shutil
+import secrets
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.copies import located, refuse_unwritable
 from pipeline.distributed import cores
-from pipeline.errors import UserError, explained
+from pipeline.errors import UserError
 from pipeline.profiles import Launch, Ray
 from pipeline.progress import warn
 
-ROOT = Path(__file__).parent.parent
-CODE = ("models", "pipeline", "cluster", "stages")
-TRAVELS = ("DATA_STORE", "MLFLOW_", "HF_", "TORCH_HOME", "NCCL_", "GLOO_")  # variables, by how their names begin, that workers get too
+# Variables, by how their names begin, that workers get too.
+TRAVELS = ("DATA_STORE", "MLFLOW_", "HF_", "TORCH_HOME", "NCCL_", "GLOO_", "AWS_", "GOOGLE_", "FSSPEC_")
 # How Ray behaves, where the user's environment says nothing: no telemetry, workers' lines as they were printed, failures seen soon
 # (a report waits for the controller's next look), no metrics agent, and processes without a GPU see none.
 QUIET = {
@@ -32,20 +31,22 @@ QUIET = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # after which an elastic start that waits for a lost node asks for fewer
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
-# A cluster of our own: no token in the home folder, and nobody who would announce that its machine is taken away.
-OWN = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+OWN = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # on a cluster of our own nobody would announce that its machine is taken away
+TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 PROBE = 5.0  # seconds in which an address must answer
 OBJECTS = 128 << 20  # bytes of shared memory for Ray's own objects, where the cluster is ours: tensors never go there
 
 
 @contextlib.contextmanager
-def cluster(launch: Launch, options: Ray) -> Iterator[None]:
-    """Be the driver of a job on the profile's cluster; a cluster that was started here ends with it."""
+def cluster(options: Ray, code: Path) -> Iterator[None]:
+    """Be the driver of a job that runs `code` on the profile's cluster; a cluster that was started here ends with it."""
     for name, value in (QUIET | ({} if options.address else OWN)).items():
         os.environ.setdefault(name, value)
     if options.address is None:
+        protect()
         where: dict[str, Any] = {"address": "local", "num_cpus": cores(), "include_dashboard": False, "object_store_memory": OBJECTS}
     else:
         where = {"address": options.address}
@@ -55,15 +56,20 @@ def cluster(launch: Launch, options: Ray) -> Iterator[None]:
 
     variables = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
     try:
-        with snapshot() as code:
-            ray.init(**where, runtime_env={"working_dir": str(code), "env_vars": variables}, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        ray.init(**where, runtime_env={"working_dir": str(code), "env_vars": variables}, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
         ray.shutdown()
         raise UserError(unreachable(options.address, error)) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def protect() -> None:
+    """A token for a cluster of our own, whose ports others on the network reach; without ours Ray would keep one in the home folder."""
+    if not any(os.environ.get(name) for name in TOKEN):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def probe(address: str) -> None:
@@ -84,20 +90,13 @@ def probe(address: str) -> None:
 def unreachable(address: str | None, error: Exception) -> str:
     """The line for a cluster that cannot be joined or started."""
     reason = " ".join(str(error).split())[:300]
+    if "Failed to connect" in reason:  # somebody listens there
+        reason = f"{reason}; one with a token wants RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN here"
     if address is None:
         return f"Ray could not be started on this machine: {reason}"
     if address == "auto":
         return f"no Ray cluster runs on this machine (`ray start --head`, or profile ray-local, which starts its own): {reason}"
     return f"no Ray cluster answers at {address}: {reason}"
-
-
-@contextlib.contextmanager
-def snapshot() -> Iterator[Path]:
-    """A copy of the project's code as it is now, to be sent to the nodes."""
-    with tempfile.TemporaryDirectory(prefix="code-") as folder:
-        for name in CODE:
-            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.tmp"))
-        yield Path(folder)
 
 
 def refuse_impossible(launch: Launch, options: Ray, fewest: int) -> None:
@@ -120,27 +119,15 @@ def fitting(resources: Mapping[str, float], asked: Mapping[str, float]) -> int:
     return int(min(resources.get(name, 0) // amount for name, amount in asked.items() if amount))
 
 
-def writable_storage(options: Ray) -> str:
-    """Where Ray keeps its own books on the run, refused where it cannot be written."""
-    given = options.storage or str(Path("runs", "ray").absolute())
-    storage = given if "://" in given else str(Path(given).absolute())
-    if "://" not in storage:
-        try:
-            Path(storage).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=storage):
-                return storage
-        except OSError as error:
-            raise explained(error, f"cannot write ray.storage {storage}") from None
+def writable_storage(options: Ray) -> dict[str, Any]:
+    """Where Ray keeps its own books on the run, in its words; refused where it cannot be written."""
+    if options.storage is None:
+        return {"storage_path": str(Path("runs", "ray").absolute())}
+    refuse_unwritable(options.storage, "ray.storage")
+    system, path = located(options.storage)
+    if "file" in system.protocol:
+        return {"storage_path": path}
 
-    from pyarrow import ArrowException
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    try:
-        system, path = FileSystem.from_uri(storage)
-        system.create_dir(path)
-        with system.open_output_stream(f"{path}/.writable"):
-            pass
-        system.delete_file(f"{path}/.writable")
-    except (OSError, ArrowException, ValueError, ImportError) as error:
-        raise UserError(f"cannot write ray.storage {storage}: {' '.join(str(error).split())[:300]}") from None
-    return storage
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(system))}

@@ -1,5 +1,10 @@
-"""What Ray Train's controller does after a failure and when nodes come or go; its process imports this file and no model."""
+"""What Ray Train's controller does after a failure and when nodes come or go; its process imports this file and no model.
 
+Ray has no public way to say which failures are tried again, nor which numbers of workers will do: these are methods of its inside,
+which any release may change. Where one that is replaced here is gone, importing this file is an ImportError that names it.
+"""
+
+import inspect
 import sys
 from typing import Any
 
@@ -88,3 +93,15 @@ def lost(error: TrainingFailedError) -> str:
 def say(line: str) -> None:
     """A line for people."""
     print(line, file=sys.stderr, flush=True)
+
+
+def refuse_other_ray(own: type) -> None:
+    """ImportError where a method of `own` replaces nothing: Ray would never call it, and nobody would notice."""
+    (parent,) = own.__bases__
+    for name, value in vars(own).items():
+        if inspect.isfunction(value) and not hasattr(parent, name):
+            raise ImportError(f"{parent.__name__} has no {name}")
+
+
+for each in (Trainer, Losses, Divisors):
+    refuse_other_ray(each)

@@ -3,7 +3,8 @@
 A lost worker (its process or node died) ends the others' step too; all are started again and go on from the last checkpoint, as
 often as the profile's `ray.failures` says. What a user must mend, and faults of the code, are never tried twice.
 
-Ray Train's own checkpoints are not used: ours lie in the project's folder, which all nodes share.
+Ray Train's own checkpoints are not used: ours lie in the project's folder, which all nodes share, and pipeline/copies.py keeps copies
+of them on the profile's storage.
 """
 
 import contextlib
@@ -25,12 +26,18 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from cluster import C, Launchable
 from cluster.local import is_loss
 from cluster.ray_cluster import cluster, refuse_impossible, writable_storage
-from cluster.ray_policies import Divisors, Losses, Trainer, told
+from cluster.snapshot import refuse_other_code, snapshot
 from pipeline import files, runs
 from pipeline.errors import BusyError, UserError, words
 from pipeline.fingerprint import fingerprint
 from pipeline.profiles import Ray
 from pipeline.schema import Config
+
+try:
+    from cluster.ray_policies import Divisors, Losses, Trainer, told
+except ImportError as error:
+    remedy = "install the release that pyproject.toml names"
+    raise UserError(f"Ray {ray.__version__} is not the one that cluster/ray_policies.py was written for ({error}): {remedy}") from None
 
 ORPHANS = 30.0  # seconds in which the workers of a driver that was killed have ended
 
@@ -42,13 +49,15 @@ def launch(work: Callable[..., None], config: C) -> None:
     """
     options = config.launch.ray
     assert options is not None, "a profile of backend ray has its section"
-    storage, sizes, name = writable_storage(options), world_sizes(config, options), run_name(config)
+    storage, sizes, name, code = writable_storage(options), world_sizes(config, options), run_name(config), snapshot()
+    if isinstance(config, Config):
+        refuse_other_code(config, code)
     resources = {"CPU": float(options.cpus)} | ({"GPU": float(options.gpus)} if options.gpus else {})
     scaling = ScalingConfig(
         num_workers=(sizes[0], sizes[-1]) if options.elastic else sizes[0], use_gpu=options.gpus > 0, resources_per_worker=resources
     )
     failure = FailureConfig(max_failures=options.failures)
-    with cluster(config.launch, options), shown(name) as mark:
+    with cluster(options, code), shown(name) as mark:
         refuse_impossible(config.launch, options, sizes[0])
         wait_for_orphans(config)
         trainer = Trainer(
@@ -58,7 +67,7 @@ def launch(work: Callable[..., None], config: C) -> None:
             scaling_config=scaling,
             run_config=RunConfig(
                 name=name,
-                storage_path=storage,
+                **storage,
                 failure_config=failure,
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),

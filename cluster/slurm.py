@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from cluster import C, slurm_queue, slurm_watch
 from cluster.slurm_batch import FOLDER, Task, log_of, submitted, words_of
-from cluster.snapshot import snapshot
+from cluster.snapshot import refuse_other_code, snapshot
 from pipeline import files, runs, store
 from pipeline import fingerprint as fingerprints
 from pipeline.errors import UserError
@@ -111,14 +111,6 @@ def describe_evaluation(work: Callable[[Any], None], config: Evaluation, code: P
         results=tuple((source, kept / source.name) for source in sources),
         command=f"uv run python -m stages.evaluate {config.name}",
     )
-
-
-def refuse_other_code(config: Config, code: Path) -> None:
-    """The copy must hold the code that the config's fingerprint speaks of."""
-    assert config.inputs is not None
-    for path, known in config.inputs.code.items():
-        if fingerprints.tree_hash(code / path) != known:
-            raise UserError(f"{path} was edited while {config.name} was being submitted: run it again")
 
 
 def collect(task: Task) -> None:

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline import files
-from pipeline.errors import explained, refusal
+from pipeline.errors import UserError, explained, refusal
+from pipeline.fingerprint import tree_hash
+from pipeline.schema import Config
 
 ROOT = Path(__file__).parent.parent
 COPIES = Path("runs/.code")
@@ -35,6 +37,14 @@ def snapshot(root: Path = ROOT) -> Path:
                 raise
             raise explained(cause, f"cannot write {goal}") from error
     return goal
+
+
+def refuse_other_code(config: Config, code: Path) -> None:
+    """A copy must hold the code that a stamped config's fingerprint speaks of; UserError where that was edited in between."""
+    assert config.inputs is not None
+    for path, known in config.inputs.code.items():
+        if tree_hash(code / path) != known:
+            raise UserError(f"{path} was edited while {config.name} was being submitted: run it again")
 
 
 def digest(code: Mapping[str, bytes]) -> str:

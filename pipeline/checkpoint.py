@@ -6,6 +6,8 @@ runs/<name>/weights/seed-<s>.pt                               what evaluation, f
 
 import contextlib
 import pickle
+import socket
+import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from pipeline.progress import warn
 from pipeline.schema import Config
 
 DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile)
+SEEN = 60.0  # seconds until every node of a shared disk sees a file
 NOWHERE = {"name": "none", "backend": "local"}  # a weights file does not say where it was trained
 
 
@@ -31,14 +34,19 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
     The one writer (the seed's lock admits no other) is at `step`, so what claims to be further, the damaged files that
     `latest` set aside and the temporary files of writers that were killed are of no use any more: they go too.
     """
-    with replacing(folder / f"step-{step}.pt") as file:
+    with replacing(path_of(folder, step)) as file:
         torch.save(dict(state), file)
     found = steps(folder)
     kept = [number for number in found if number <= step][-keep:]
     remains = [*folder.glob(".step-*.tmp"), *folder.glob("step-*.pt.damaged")]
-    for path in [*remains, *(folder / f"step-{number}.pt" for number in found if number not in kept)]:
+    for path in [*remains, *(path_of(folder, number) for number in found if number not in kept)]:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The file of a step."""
+    return folder / f"step-{step}.pt"
 
 
 def steps(folder: Path) -> list[int]:
@@ -49,16 +57,29 @@ def steps(folder: Path) -> list[int]:
 def latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """The newest readable checkpoint and its step; a damaged one is set aside as *.damaged, with a warning."""
     for step in reversed(steps(folder)):
-        path = folder / f"step-{step}.pt"
+        path = path_of(folder, step)
         try:
             return step, torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:  # another rank has set it aside
+        except FileNotFoundError:  # another process has set it aside
             continue
         except DAMAGE as error:
             with contextlib.suppress(OSError):
                 path.replace(f"{path}.damaged")
             warn(f"{path} is damaged ({type(error).__name__}) and passed over for the one before it")
     return None
+
+
+def read(folder: Path, step: int) -> dict[str, Any]:
+    """The checkpoint of a step that rank 0 has read: another node may see it a while later. UserError where it does not."""
+    path, limit = path_of(folder, step), time.monotonic() + SEEN
+    while True:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except DAMAGE as error:
+            if time.monotonic() > limit:
+                remedy = "do all nodes share the project's folder?"
+                raise UserError(f"{path} cannot be read on {socket.gethostname()} ({type(error).__name__}): {remedy}") from None
+        time.sleep(1)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,15 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from pipeline.errors import UserError
 from pipeline.profiles import Launch
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -75,6 +78,15 @@ def verdict(fault: str | None, *, stop: bool) -> tuple[str | None, bool]:
     faults: list[str | None] = [None] * world()
     dist.all_gather_object(faults, fault)
     return next(entry for entry in faults if entry is not None), stop
+
+
+def of_rank_0(value: T) -> T:
+    """Rank 0's value on all ranks: what it sees on the disk, another node may see a moment later."""
+    if world() == 1:
+        return value
+    held = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
 
 
 def mean_over_ranks(values: list[float]) -> list[float]:

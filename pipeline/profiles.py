@@ -63,6 +63,7 @@ class Launch:
     decoded: bool = False  # whether training images are kept decoded in the store, and read from there
     save_every: Positive = 200  # steps between checkpoints
     keep: Positive = 2  # checkpoints kept
+    checkpoints: Annotated[str, Field(min_length=1)] | None = None  # a folder or fsspec address with copies of them, for a lost disk
     log_every: Positive = 10  # steps between records
     bars: bool = True
     tracking: bool = True
@@ -73,6 +74,11 @@ class Launch:
     def world(self) -> int:
         """All processes; the most of them where their number may change."""
         return self.ray.elastic[1] if self.ray and self.ray.elastic else self.nodes * self.processes
+
+    @property
+    def copies(self) -> str | None:
+        """Where copies of checkpoints go; the storage that Ray was given holds them too."""
+        return self.checkpoints or (f"{self.ray.storage.rstrip('/')}/checkpoints" if self.ray and self.ray.storage else None)
 
 
 SECTIONS = {"slurm": Slurm, "ray": Ray}

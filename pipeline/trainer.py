@@ -8,13 +8,15 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
 from models import backbone
 from pipeline import checkpoint, data, files, optim, prepared, runs, stopping
+from pipeline.copies import Copies, copying
 from pipeline.data import Fault
-from pipeline.distributed import agree, process_group, rank, verdict, world
+from pipeline.distributed import agree, of_rank_0, process_group, rank, verdict, world
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint, settings, verify
 from pipeline.monitor import Monitor, curve, summary
@@ -39,16 +41,16 @@ def train(config: Config, report: Report = silent) -> None:
         UserError: on all ranks alike, for a second writer, a bad sample or a non-finite loss; the last checkpoint stays.
         StoppedError: on all ranks alike, after a checkpoint, once `stopping.asked` is set on any, and one step at least was done.
     """
-    with process_group(config.launch) as device, writing(config):
-        if runs.is_finished(config):
+    with process_group(config.launch) as device, writing(config), copying(config, active=rank() == 0) as copies:
+        if of_rank_0(runs.is_finished(config)):
             return
         verify(config)
         manifest = prepared.read()
         training = begin(config, manifest.classes, device)
-        step, seconds, history = resume(config, training)
+        step, seconds, history = resume(config, training, copies)
         monitor = Monitor(config, history, step, seconds, active=rank() == 0)
         with monitor.running(), mirror(config, manifest.dataset):
-            fit(config, training, manifest, monitor, step, report)
+            fit(training, manifest, monitor, step, report, functools.partial(save, config, training, monitor, copies))
         on_rank_0(lambda: publish(config, training, manifest.classes, monitor))
 
 
@@ -96,8 +98,9 @@ def mirror(config: Config, dataset: str) -> Mirror:
     )
 
 
-def fit(config: Config, training: Training, manifest: prepared.Prepared, monitor: Monitor, start: int, report: Report) -> None:
-    """The steps from `start` on."""
+def fit(training: Training, manifest: prepared.Prepared, monitor: Monitor, start: int, report: Report, keep: Callable[[int], None]) -> None:
+    """The steps from `start` on; `keep` saves a checkpoint of so many finished steps, on rank 0."""
+    config = training.config
     pin = training.device.type == "cuda"
     mean, _ = backbone.normalization(config.backbone.name)
     batches = data.train_batches(config, manifest, start=start, rank=rank(), world=world(), mean=mean, pin=pin)
@@ -108,7 +111,7 @@ def fit(config: Config, training: Training, manifest: prepared.Prepared, monitor
         fault, stop = verdict(batch.message if isinstance(batch, Fault) else None, stop=stopping.asked.is_set())
         # Before a fault: what asks us to stop may have ended a data worker too. But after a step, or one start may follow another for ever.
         if stop and (number > start or fault is not None):
-            on_rank_0(functools.partial(save, config, training, monitor, number))
+            on_rank_0(functools.partial(keep, number))
             raise StoppedError(f"{config.name}, seed {config.seed}: stopped after step {number}, as asked; run it again and it goes on")
         if fault is not None or isinstance(batch, Fault):
             raise UserError(fault)
@@ -116,23 +119,43 @@ def fit(config: Config, training: Training, manifest: prepared.Prepared, monitor
         if monitor.due(number + 1):
             report(monitor.row(number + 1, optim.learning_rate(config.train, number), terms, training.scaling()))
         if (number + 1) % config.launch.save_every == 0 and number + 1 < config.train.iterations:
-            on_rank_0(functools.partial(save, config, training, monitor, number + 1))
+            on_rank_0(functools.partial(keep, number + 1))
 
 
-def save(config: Config, training: Training, monitor: Monitor, step: int) -> None:
+def save(config: Config, training: Training, monitor: Monitor, copies: Copies | None, step: int) -> None:
     """Write a checkpoint of `step` finished steps."""
     folder = runs.checkpoint_folder(config)
     state = training.state() | {"seconds": monitor.seconds, "history": monitor.history}
     runs.write_settings(folder.parent, config)
     checkpoint.save(folder, step, state, config.launch.keep)
+    if copies is not None:
+        copies.send(step, checkpoint.path_of(folder, step))
 
 
-def resume(config: Config, training: Training) -> tuple[int, float, list[dict[str, float]]]:
-    """Load the newest checkpoint; returns its step, seconds and record, or those of a start."""
-    found = checkpoint.latest(runs.checkpoint_folder(config))
-    if found is None:
+def resume(config: Config, training: Training, copies: Copies | None) -> tuple[int, float, list[dict[str, float]]]:
+    """Load the newest checkpoint that rank 0 finds; returns its step, seconds and record, or those of a start."""
+    folder = runs.checkpoint_folder(config)
+    found: tuple[int, dict[str, Any]] | None = None
+
+    def choose() -> None:
+        nonlocal found
+        found = checkpoint.latest(folder)
+        if copies is not None and copies.fetch(folder, found and found[0]):
+            found = checkpoint.latest(folder)
+
+    on_rank_0(choose)
+    step, fault = of_rank_0(found[0] if found else None), None
+    if step is None:
         return 0, 0.0, []
-    step, state = found
+    if found is None:
+        try:
+            found = step, checkpoint.read(folder, step)
+        except UserError as error:
+            fault = f"rank {rank()}: {error}"
+    if fault := agree(fault):
+        raise UserError(fault)
+    assert found is not None
+    _, state = found
     training.load(state)
     return step, state["seconds"], state["history"]
 

@@ -170,3 +170,14 @@ def project(prepared_project: Path, workspace: Path) -> Project:
     project = Project(workspace)
     project.write()
     return project
+
+
+@pytest.fixture(scope="session")
+def two_processes(prepared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A tiny project that two processes of this machine, of one thread each, have trained: what every launcher must give, bit for bit."""
+    folder = tmp_path_factory.mktemp("two") / "project"
+    shutil.copytree(prepared_project, folder)
+    project = Project(folder)
+    project.profile["processes"] = 2
+    assert project.stage("train", "fcn") == 0
+    return project

@@ -1,10 +1,12 @@
 """Checkpoints: the last good ones stay, and what damaged files and killed writers left behind goes."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline import checkpoint
+from pipeline.errors import UserError
 
 
 def save(folder: Path, step: int, keep: int = 2) -> None:
@@ -60,3 +62,15 @@ def test_a_failed_save_keeps_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(AttributeError, match="local object"):
         checkpoint.save(tmp_path, 5, {"unpicklable": lambda: None}, 1)
     assert names(tmp_path) == ["step-4.pt"]
+
+
+def test_what_rank_0_sees_is_waited_for_and_then_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = threading.Timer(0.5, save, (tmp_path, 4))  # a shared disk shows a file to another node late
+    thread.start()
+    assert checkpoint.read(tmp_path, 4) == {"step": 4}
+    thread.join()
+    monkeypatch.setattr(checkpoint, "SEEN", 0.0)
+    with pytest.raises(
+        UserError, match=r"step-8.pt cannot be read on .* \(FileNotFoundError\): do all nodes share the project's folder\?$"
+    ):
+        checkpoint.read(tmp_path, 8)

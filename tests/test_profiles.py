@@ -48,6 +48,8 @@ def test_a_backend_has_its_section_with_or_without_it_in_the_file(tmp_path: Path
         "backend: slurm\nprocesses: 0\n": "processes",
         "backend: ray\nray: {elastic: [4, 2]}\n": "elastic must be [fewest, most]",
         "backend: ray\nray: {failures: many}\n": "ray.failures",
+        "backend: local\ncheckpoints: 3\n": "checkpoints",
+        "backend: local\ncheckpoints: ''\n": "checkpoints",
         "- backend\n": "must be a mapping",
     }.items(),
 )
