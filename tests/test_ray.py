@@ -30,9 +30,11 @@ from pipeline.profiles import Ray
 from pipeline.schema import Config
 from pipeline.trainer import train
 
+WANTED = os.environ.get("REQUIRE_RAY") == "1"
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.skipif(not WANTED, reason="it starts Ray, for minutes: REQUIRE_RAY=1 runs it"),
     pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning"),
 ]
 Report = Callable[[Mapping[str, float]], None]
