@@ -127,7 +127,7 @@ def read(path: Path, classes: int, remedy: str) -> Record | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:  # a damaged file would be left open
             arrays = {name: stored[name] for name in stored.files}
         made = assembled(arrays)
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:

@@ -10,6 +10,7 @@ from pipeline.report.entries import Entry
 from pipeline.report.sections import PROTOCOLS, main_radii, radii
 
 MINUS = "\u2212"  # as wide as a plus
+ARROW = '<span class="arrow" aria-hidden="true"></span>'
 NAMES = {"present": "F, where present", "gscnn": "F, as GSCNN counts"}
 
 
@@ -37,7 +38,7 @@ def columns(entries: Sequence[Entry]) -> list[Column]:
     for convention in NAMES:
         for radius in radii(entries):
             path = (single, "boundary_f", radius, convention)
-            found.append(Column(f"boundary F, {radius} px", "single scale", path, tables.percent, True, f"{convention} {radius}"))
+            found.append(Column(f"boundary F, {radius}\u00a0px", "single scale", path, tables.percent, True, f"{convention} {radius}"))
     return [
         *found,
         Column("parameters", "millions", ("cost", "parameters"), lambda value: tables.scaled(value, 1e6, 2), False),
@@ -81,7 +82,7 @@ def best_of(entries: Sequence[Entry], column: Column) -> str | None:
 def heading(title: str, note: str, *, first: bool = False, boundary: str | None = None, hidden: bool = False) -> str:
     """A column's heading: a button that sorts by it."""
     words = html.escape(title) + (element("span", html.escape(note), class_="note") if note else "")
-    button = element("button", words + '<span class="arrow" aria-hidden="true"></span>', type="button")
+    button = element("button", words + ARROW, type="button")
     return element("th", button, scope="col", class_="name" if first else "number", data_f=boundary, hidden=hidden, aria_sort="none")
 
 
@@ -108,9 +109,10 @@ def heat(entries: Sequence[Entry], classes: Sequence[str], palette: Sequence[Seq
     """The IoU of every class and method in percent, both protocols' in the cells' attributes; `shares` are those of labelled pixels."""
     head = [heading("class", "", first=True)]
     head += [heading("of pixels", "labelled")] if shares else []
-    head += [element("th", element("button", element("code", breakable(entry.name)) + '<span class="arrow" aria-hidden="true"></span>',
-                                   type="button"), scope="col", class_="number", data_m=entry.name, aria_sort="none")
-             for entry in entries]  # fmt: skip
+    for entry in entries:
+        name = element("code", breakable(entry.name), style=f"min-width:{min(13, len(entry.name))}ch")
+        button = element("button", name + ARROW, type="button")
+        head.append(element("th", button, scope="col", class_="number", data_m=entry.name, aria_sort="none"))
     rows = []
     for index, name in enumerate(classes):
         swatch = element("span", "", class_="swatch", style=f"background:rgb({','.join(map(str, palette[index]))})", aria_hidden="true")

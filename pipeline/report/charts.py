@@ -89,7 +89,7 @@ def legend(series: Sequence[Looks]) -> dict[str, Any]:
     import altair
 
     names = [line.name for line in series]
-    key = altair.Legend(title=None, orient="right", symbolType="stroke", symbolSize=300)
+    key = altair.Legend(title=None, orient="right", symbolType="stroke", symbolSize=300, symbolOpacity=1, symbolLimit=len(names))
     scales = (altair.Scale(domain=names, range=[value[part] for value in map(vars, series)]) for part in ("colour", "dashes"))
     return {
         "color": altair.Color("series:N", sort=None, scale=next(scales), legend=key),
@@ -97,17 +97,17 @@ def legend(series: Sequence[Looks]) -> dict[str, Any]:
     }
 
 
-def lines(rows: Sequence[Mapping[str, Any]], series: Sequence[Looks], x: Any, y: Any, tips: Sequence[Any]) -> Any:
-    """Lines of several series; a click into the legend makes the others faint, and the nearest point speaks."""
+def lines(series: Sequence[Looks], x: Any, y: Any, tips: Sequence[Any]) -> list[Any]:
+    """The layers of lines of several series and seeds; a click into the legend makes others faint, and the nearest point speaks."""
     import altair
 
     picked = altair.selection_point(name="picked", fields=["series"], bind="legend")
     near = altair.selection_point(name="near", nearest=True, on="pointerover", clear="pointerout", empty=False)
-    base = altair.Chart(altair.InlineData(values=list(rows))).encode(x=x, y=y, **legend(series))
+    base = altair.Chart().encode(x=x, y=y, detail="seed:N", **legend(series))
     drawn = base.mark_line(strokeWidth=2, clip=True).encode(opacity=altair.condition(picked, altair.value(1), altair.value(0.12)))
     spoken = base.mark_point(size=60, filled=True, clip=True, strokeDash=[1, 0])
     spoken = spoken.encode(opacity=altair.condition(near, altair.value(1), altair.value(0)), tooltip=list(tips))
-    return drawn.add_params(picked), spoken.add_params(near)
+    return [drawn.add_params(picked), spoken.add_params(near)]
 
 
 def boundary(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -138,11 +138,11 @@ def boundary(entries: Sequence[Entry]) -> dict[str, Any]:
         altair.Tooltip("f:Q", title="F, percent", format=".2f"),
     ]
     series = looks([entry.name for entry in entries])
-    layers = list(lines(rows, series, x, y, tips))
+    layers = lines(series, x, y, tips)
     if any(row["high"] > row["low"] for row in rows):
-        band = altair.Chart(altair.InlineData(values=rows)).mark_area(opacity=0.15)
+        band = altair.Chart().mark_area(opacity=0.15)
         layers.insert(0, band.encode(x=x, y=altair.Y("low:Q", title="boundary F, percent"), y2="high:Q", color=legend(series)["color"]))
-    shown = altair.layer(*layers).transform_filter("datum.p == protocol && datum.c == convention")
+    shown = altair.layer(*layers, data=altair.InlineData(values=rows)).transform_filter("datum.p == protocol && datum.c == convention")
     return finished(shown.add_params(protocol, convention).properties(width=WIDTH, height=HEIGHT))
 
 
@@ -153,20 +153,25 @@ def training(entries: Sequence[Entry], curves: Mapping[str, Mapping[int, Curve]]
     colour = {}
     for line, entry in zip(looks([entry.name for entry in entries]), entries, strict=True):
         colour.setdefault(entry.evaluation.of, line)
-    rows, series = [], []
+    rows = []
     for run, seeds in curves.items():
-        for place, (seed, curve) in enumerate(sorted(seeds.items())):
-            name = run if len(seeds) == 1 else f"{run} seed {seed}"
-            rows += [{"series": name, "x": step, "y": float(f"{loss:.5g}")} for step, loss in curve]
-            series.append(Looks(name, colour[run].colour, colour[run].dashes if len(seeds) == 1 else DASHES[place % 4]))
+        for seed, curve in sorted(seeds.items()):
+            rows += [{"series": run, "seed": seed, "x": step, "y": float(f"{loss:.5g}")} for step, loss in curve]
+    series = [Looks(run, colour[run].colour, colour[run].dashes) for run, seeds in curves.items() if any(seeds.values())]
     losses = sorted(row["y"] for row in rows)
     highest = losses[int(0.99 * (len(losses) - 1))] * 1.05 or 1.0
     x = altair.X("x:Q", title="step", axis=altair.Axis(grid=False, tickCount=8), scale=altair.Scale(nice=False))
     y = altair.Y(
         "y:Q", title="training loss", axis=altair.Axis(tickCount=7), scale=altair.Scale(domain=[min(0.0, losses[0]), highest], nice=True)
     )
-    tips = [altair.Tooltip("series:N", title="run"), altair.Tooltip("x:Q", title="step"), altair.Tooltip("y:Q", title="loss", format=".4g")]
-    return finished(altair.layer(*lines(rows, series, x, y, tips)).properties(width=WIDTH, height=HEIGHT))
+    tips = [
+        altair.Tooltip("series:N", title="run"),
+        altair.Tooltip("seed:N"),
+        altair.Tooltip("x:Q", title="step"),
+        altair.Tooltip("y:Q", title="loss", format=".4g"),
+    ]
+    drawn = altair.layer(*lines(series, x, y, tips), data=altair.InlineData(values=rows))
+    return finished(drawn.properties(width=WIDTH, height=HEIGHT))
 
 
 def accuracy(entries: Sequence[Entry], key: str) -> dict[str, Any]:

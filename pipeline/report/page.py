@@ -69,9 +69,11 @@ def lead(measured: Sequence[Measured], manifest: prepared.Prepared) -> str:
     splits = {entry.entry.evaluation.split: entry.entry.results.get("images") for entry in measured}
     evaluated = " and ".join(f"{count:,} images of {html.escape(split)}" for split, count in splits.items() if count is not None)
     trained = len(manifest.splits.get("train", ()))
+    images = f"{trained:,} training image{'' if trained == 1 else 's'}"
     seeds = max(len(entry.entry.results["seeds"]) for entry in measured)
     spread = ", ± the standard deviation over the seeds" if seeds > 1 else ""
-    return f"{len(manifest.classes)} classes, {trained:,} training images; scores on {evaluated}, in percent{spread}."
+    classes = f"{len(manifest.classes)} class{'' if len(manifest.classes) == 1 else 'es'}"
+    return f"{classes}, {images}; scores on {evaluated}, in percent{spread}."
 
 
 def boundary_controls(measured: Sequence[Measured]) -> str:

@@ -108,13 +108,13 @@
       }
     }
     errors.sort((one, other) => other[0] - one[0] || one[1] - other[1]);
-    $("confusions-share").textContent = ofLabel ? "of the label" : "of the prediction";
+    $("confusions-share").textContent = ofLabel ? "% of the label" : "% of the prediction";
     $("confusions").tBodies[0].replaceChildren(...errors.slice(0, LISTED).map(([pixels, label, prediction]) =>
       make("tr", {},
         make("th", { scope: "row" }, swatch(label), DATA.classes[label]),
         make("td", {}, swatch(prediction), DATA.classes[prediction]),
-        make("td", {}, `${percent(pixels / total(ofLabel ? label : prediction, ofLabel), 1)} %`),
-        make("td", {}, `${percent(pixels / all, 1)} %`))));
+        make("td", {}, percent(pixels / total(ofLabel ? label : prediction, ofLabel), 1)),
+        make("td", {}, percent(pixels / all, 1)))));
   }
 
   async function show() {
