@@ -201,6 +201,24 @@ def test_the_boundary_radius_is_chosen(project: Path, visit: Visit) -> None:
 
 
 @pytest.mark.browser
+def test_charts_follow_their_controls(project: Path, visit: Visit) -> None:
+    page = visit()
+    lines = "#chart-boundary .mark-line path"
+    before = page.eval_on_selector_all(lines, "paths => paths.map(path => path.getAttribute('d'))")
+    assert len(before) == len(METHODS)
+    page.check("input[name=boundary-protocol][value=multi_scale_flip]")
+    page.wait_for_function(f"document.querySelector('{lines}').getAttribute('d') !== {json.dumps(before[0])}")
+    page.select_option("#boundary-highlight", "ecrf")
+    page.wait_for_function(
+        f"[...document.querySelectorAll('{lines}')].filter(p => Number(p.getAttribute('opacity') ?? 1) < 0.2).length === 2"
+    )
+    page.check("input[name=cost-axis][value=train_seconds]")
+    page.wait_for_function("document.getElementById('chart-cost').textContent.includes('training time, minutes')")
+    assert all(name in page.text_content("#chart-cost") for name in METHODS)
+    assert page.locator("#training-highlight option").all_inner_texts() == ["all", *METHODS]
+
+
+@pytest.mark.browser
 def test_the_heat_map_shows_iou_and_differences_and_finds_classes(project: Path, visit: Visit) -> None:
     page = visit()
     iou = {name: results(name)["multi_scale_flip"]["iou"] for name in METHODS}

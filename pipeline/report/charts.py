@@ -98,16 +98,22 @@ def legend(series: Sequence[Looks]) -> dict[str, Any]:
 
 
 def lines(series: Sequence[Looks], x: Any, y: Any, tips: Sequence[Any]) -> list[Any]:
-    """The layers of lines of several series and seeds; a click into the legend makes others faint, and the nearest point speaks."""
+    """The layers of lines of several series and seeds; a click into the legend makes others faint, and the nearest point speaks.
+
+    `highlight`, which the page sets for who uses no pointer, does the same by name.
+    """
     import altair
 
+    highlight = altair.param(name="highlight", value="")
     picked = altair.selection_point(name="picked", fields=["series"], bind="legend")
     near = altair.selection_point(name="near", nearest=True, on="pointerover", clear="pointerout", empty=False)
     base = altair.Chart().encode(x=x, y=y, detail="seed:N", **legend(series))
-    drawn = base.mark_line(strokeWidth=2, clip=True).encode(opacity=altair.condition(picked, altair.value(1), altair.value(0.12)))
+    faint = {"test": "highlight != '' && datum.series != highlight", "value": 0.12}
+    opacity = altair.OpacityValue(0.12, condition=[faint, {"param": "picked", "value": 1}])
+    drawn = base.mark_line(strokeWidth=2, clip=True).encode(opacity=opacity)
     spoken = base.mark_point(size=60, filled=True, clip=True, strokeDash=[1, 0])
     spoken = spoken.encode(opacity=altair.condition(near, altair.value(1), altair.value(0)), tooltip=list(tips))
-    return [drawn.add_params(picked), spoken.add_params(near)]
+    return [drawn.add_params(picked, highlight), spoken.add_params(near)]
 
 
 def boundary(entries: Sequence[Entry]) -> dict[str, Any]:

@@ -134,7 +134,8 @@ def gallery_data(gallery: Gallery, measured: Sequence[Measured], classes: int, b
 def method_data(entry: Measured, shown: Sequence[Gallery], blobs: list[str]) -> dict[str, Any]:
     """A method for the scripts: its IoU in every image, and its confusion matrix (multi-scale, all seeds)."""
     gallery = next(index for index, gallery in enumerate(shown) if gallery.split == entry.entry.evaluation.split)
-    made: dict[str, Any] = {"name": entry.entry.name, "gallery": gallery}
+    made: dict[str, Any] = {"name": entry.entry.name, "of": entry.entry.evaluation.of, "gallery": gallery}
+    made["miou"] = entry.entry.value("multi_scale_flip", "miou")
     if entry.record is not None:
         made["iou"] = blob(blobs, sixteen(aligned(entry.image_iou(), entry, shown[gallery])))
         made["confusion"] = blob(blobs, entry.record.confusion_SPKK[:, MULTI].sum(0).astype("<f8").tobytes())

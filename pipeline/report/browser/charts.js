@@ -21,14 +21,22 @@ function without(chapter) {
   if (link) link.hidden = true;
 }
 
+// Names one line of a chart and makes the others faint, as a click into the legend does.
+function highlighting(chart, names, view) {
+  const select = $(`${chart}-highlight`);
+  select.append(option("all", ""), ...names.map((name) => option(name, name)));
+  select.addEventListener("change", async () => (await view)?.signal("highlight", select.value).run());
+}
+
 if (DATA.charts.boundary) {
   const view = draw("boundary", "chart-boundary");
+  highlighting("boundary", DATA.methods.map((method) => method.name), view);
   for (const key of ["protocol", "convention"]) {
     onChoice(`boundary-${key}`, async () => (await view)?.signal(key, chosen(`boundary-${key}`)).run());
   }
 } else without("boundaries");
 
-if (DATA.charts.training) draw("training", "chart-training");
+if (DATA.charts.training) highlighting("training", [...new Set(DATA.methods.map((method) => method.of))], draw("training", "chart-training"));
 else without("training");
 
 const axes = [...document.querySelectorAll('input[name="cost-axis"]')];

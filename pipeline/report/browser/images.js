@@ -86,10 +86,16 @@ function named(row) {
   return button;
 }
 
+// The method that is looked at first: of those after the baseline, the one with the highest score.
+function telling(methods) {
+  const others = methods.length > 1 ? methods.slice(1) : methods;
+  return others.reduce((best, method) => ((method.miou ?? -1) > (best.miou ?? -1) ? method : best));
+}
+
 function fillChoices() {
   const methods = ofGallery(Images.gallery);
   for (const id of ["image-method", "image-other"]) $(id).replaceChildren(...methods.map((method) => option(method.name, method.number)));
-  $("image-method").value = methods[Math.min(1, methods.length - 1)].number;
+  $("image-method").value = telling(methods).number;
   const gallery = galleryOf(), pictures = gallery.shown.length, all = gallery.names.length;
   const scored = methods.some((method) => method.iou !== undefined);
   $("images-missing").hidden = scored;

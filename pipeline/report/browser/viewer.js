@@ -36,7 +36,8 @@
   function fill() {
     const choices = [["photo", "photograph"], ["labels", "labels"]];
     DATA.methods.forEach((method, index) => String(index) in state.parts && choices.push([String(index), method.name]));
-    const usual = { left: choices[2]?.[0] ?? "photo", right: choices[3]?.[0] ?? "labels" };
+    const best = String(telling(ofGallery(Images.gallery)).number);
+    const usual = { left: choices[2]?.[0] ?? "photo", right: best in state.parts ? best : choices[3]?.[0] ?? "labels" };
     if (choices.length === 3) usual.left = "labels", usual.right = choices[2][0];
     for (const side of sides) {
       const before = $(side).value;
