@@ -11,6 +11,7 @@ from pipeline.report.entries import Entry
 from pipeline.report.gallery import Measured
 from pipeline.report.sections import flat, options, origin, text
 from pipeline.report.tables import NOTHING
+from pipeline.schema import Part
 
 NOT_SETTINGS = ("name", "of", "launch")
 
@@ -63,37 +64,31 @@ def together(values: Mapping[str, str]) -> str:
 
 
 def parts(entries: Sequence[Entry]) -> str:
-    """What each method is made of, and where its other settings leave the first one's."""
+    """What each method is made of, and where its other settings leave the first one's; columns in which nothing stands are left out."""
     first, rows = flat(entries[0].config), []
     for entry in entries:
         own = flat(entry.config)
         other = "; ".join(f"{key} {text(own.get(key))}" for key in {**first, **own} if own.get(key) != first.get(key))
         chosen = entry.config.superpixel_set
-        cells = [options(part.name, part.options) for part in (entry.config.head, entry.config.crf, entry.config.loss)]
-        cells.append("" if chosen is None else f"{entry.config.superpixels}: {chosen.algorithm}, {chosen.segments} segments")
-        cells += [entry.config.projection, "" if entry.config.finetune is None else origin(entry.config.finetune), other]
-        cells += [after(entry), ", ".join(str(seed) for seed in entry.results["seeds"])]
+        row = {part: options(named.name, named.options) for part, named in slots(entry.config).items()}
+        row["superpixels"] = "" if chosen is None else f"{entry.config.superpixels}: {chosen.algorithm}, {chosen.segments} segments"
+        row["projection"] = entry.config.projection
+        row["fine-tuned"] = "" if entry.config.finetune is None else origin(entry.config.finetune)
+        row[f"unlike {entries[0].name}"] = other
+        row["afterwards"] = "" if entry.evaluation.dense_crf is None else "dense CRF"
+        rows.append(row | {"seeds": ", ".join(str(seed) for seed in entry.results["seeds"])})
+    header = [key for key in rows[0] if any(row[key] for row in rows)]
+    lines = []
+    for entry, row in zip(entries, rows, strict=True):
         name = element("th", element("code", breakable(entry.name)), scope="row")
-        rows.append(element("tr", name + "".join(element("td", html.escape(cell or NOTHING)) for cell in cells)))
-    header = [
-        "method",
-        "head",
-        "crf",
-        "loss",
-        "superpixels",
-        "projection",
-        "fine-tuned",
-        f"unlike {entries[0].name}",
-        "afterwards",
-        "seeds",
-    ]
-    head = element("thead", element("tr", "".join(element("th", html.escape(title), scope="col") for title in header)))
-    return element("div", element("table", head + element("tbody", "\n".join(rows)), class_="words"), class_="scroll")
+        lines.append(element("tr", name + "".join(element("td", html.escape(row[key] or NOTHING)) for key in header)))
+    head = element("thead", element("tr", "".join(element("th", html.escape(title), scope="col") for title in ["method", *header])))
+    return element("div", element("table", head + element("tbody", "\n".join(lines)), class_="words"), class_="scroll")
 
 
-def after(entry: Entry) -> str:
-    """What the evaluation adds to the network."""
-    return "" if entry.evaluation.dense_crf is None else "dense CRF"
+def slots(run: config.Config) -> dict[str, Part]:
+    """The three parts of a method by their names."""
+    return {"head": run.head, "crf": run.crf, "loss": run.loss}
 
 
 def details(measured: Sequence[Measured]) -> str:

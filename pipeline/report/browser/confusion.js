@@ -108,6 +108,7 @@
       }
     }
     errors.sort((one, other) => other[0] - one[0] || one[1] - other[1]);
+    $("confusions").caption.textContent = `Most frequent confusions of ${$("confusion-method").selectedOptions[0].textContent}`;
     $("confusions-share").textContent = ofLabel ? "% of the label" : "% of the prediction";
     $("confusions").tBodies[0].replaceChildren(...errors.slice(0, LISTED).map(([pixels, label, prediction]) =>
       make("tr", {},
