@@ -86,16 +86,24 @@ def about(device: str, fingerprints: Mapping[int, str], data_sha256: str) -> dic
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, "+" after it where files that git knows differ; None where git does not know."""
-    root = Path(__file__).parent.parent
+    """The commit of the code that runs, "+" after it where files that git knows differ.
+
+    None where git does not know this code, as in the copy that a queued job runs from.
+    """
+    file = Path(__file__)
+    asked = (
+        ["ls-files", "--error-unmatch", file.name],
+        ["rev-parse", "HEAD"],
+        ["--no-optional-locks", "status", "--porcelain", "--untracked-files=no"],
+    )
     try:
-        said = [
-            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["--no-optional-locks", "status", "--porcelain", "--untracked-files=no"])
-        ]
+        _, head, changes = (
+            subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+            for words in asked
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return said[0] + ("+" if said[1] else "")
+    return head + ("+" if changes else "")
 
 
 def write(path: Path, record: Record) -> None:
