@@ -98,7 +98,8 @@ def describe_evaluation(work: Callable[[Any], None], config: Evaluation, code: P
     del settings["launch"]
     key = hashlib.sha256(json.dumps([settings, pinned, code.name], sort_keys=True).encode()).hexdigest()[:16]
     kept = FOLDER / "evaluations" / key
-    sources = (Path("results") / config.name / "pictures", Path("results") / f"{config.name}.json")  # the file says that all is there
+    folder = Path("results") / config.name
+    sources = (folder / "pictures", folder / "grid.png", folder / "images.npz", folder.with_suffix(".json"))  # the last says: all is there
     return Task(
         work=work,
         config=config,

@@ -19,14 +19,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import cost, files, pictures, store, tracking
+from pipeline import cost, files, pictures, record, store, tracking
 from pipeline import prepared as preparation
 from pipeline.checkpoint import Weights, read_weights
-from pipeline.dense_crf import record
+from pipeline.dense_crf import record as crf_record
 from pipeline.distributed import agree, process_group, rank, world
 from pipeline.errors import UserError
 from pipeline.inference import Network, predict
 from pipeline.metrics import VOID, mean_scores
+from pipeline.monitor import device_name
 from pipeline.prepared import Pair, Prepared
 from pipeline.progress import track
 from pipeline.restored import restored
@@ -37,6 +38,7 @@ from pipeline.tally import PROTOCOLS, Tally, adjacent_cosine
 RESULTS = Path("results")
 AGREE_EVERY = 8  # images of a rank between two questions whether all ranks are well
 
+Areas = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # of a seed: see `Tally.areas`
 Report = Callable[[Mapping[str, float]], None]
 T = TypeVar("T")
 
@@ -73,18 +75,19 @@ def evaluate(evaluation: Evaluation, report: Report = silent) -> None:
     """
     with process_group(evaluation.launch) as device:
         task = together(lambda: gather_task(evaluation, device))
-        per_seed, costs, cosines, fingerprints = [], [], [], {}
+        per_seed, costs, cosines, areas, fingerprints = [], [], [], [], {}
         for number, seed in enumerate(task.seeds):
             weights, network = together(lambda seed=seed: load(task, seed))
             tally = count(task, seed, weights, network)
             per_seed.append({"seed": seed, **tally.protocols(task.prepared.classes, evaluation.radii)})
             costs.append(costs_of(task, seed, weights, network, tally.speed()))
             fingerprints[seed] = weights.fingerprint
+            areas.append(tally.areas())
             cosines.append(adjacent_cosine(weights.state["crf.classifier.weight"].flatten(1), tally.neighbours_KK))
             if number == 0:
-                first, drawn = weights, tally.predictions
+                first, counted = weights, tally
         content = results(task, per_seed, costs, cosines)
-        together(lambda: write(task, content, first, drawn) if rank() == 0 else None)
+        together(lambda: write(task, content, record_of(task, areas, counted, fingerprints), first, counted.predictions))
         if rank() == 0:
             folder = RESULTS / evaluation.name / "pictures"
             tracking.mirror_results(task.prepared.dataset, content, fingerprints, folder, enabled=evaluation.launch.tracking)
@@ -150,6 +153,7 @@ def count(task: Task, seed: int, weights: Weights, network: Network) -> Tally:
     images, radii = len(task.pairs), task.evaluation.radii
     tally = Tally.empty(images, len(radii), len(task.prepared.classes))
     drawn = set(pictures.chosen(images))
+    kept = record.kept(images) if seed == min(task.seeds) else frozenset()
     cost.forget_peak(task.device)
     examples = loaded(task, weights, range(rank(), images, world()))
     fault: str | None = None
@@ -161,6 +165,8 @@ def count(task: Task, seed: int, weights: Weights, network: Network) -> Tally:
                 tally.add(index, prediction, example.labels_HW, radii)
                 if index in drawn:
                     tally.predictions[index] = prediction.multi_HW
+                if index in kept:
+                    tally.maps[index] = record.packed(prediction.multi_HW)
             except ValueError as error:  # a label or a size that the metrics or the network refuse
                 fault = str(error) if isinstance(error, UserError) else f"{task.pairs[index].name}: {error}"
         due = world() == 1 or turn % AGREE_EVERY == 0 or index + world() - rank() >= images
@@ -205,7 +211,7 @@ def costs_of(task: Task, seed: int, weights: Weights, network: Network, speed: f
     peak = torch.tensor(cost.peak_memory(task.device))  # before the operations are counted, which takes memory of its own
     if world() > 1:
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
-    record = files.read_json(task.seeds[seed].with_suffix(".json"), f"run `uv run dvc repro train@{task.evaluation.of}`")
+    summary = files.read_json(task.seeds[seed].with_suffix(".json"), f"run `uv run dvc repro train@{task.evaluation.of}`")
     size = cost.usual_size([(pair.height, pair.width) for pair in task.pairs])
     flops = cost.flops(network, size, task.evaluation, superpixels=weights.config.superpixel_set is not None)
     if task.evaluation.dense_crf is not None:
@@ -216,7 +222,7 @@ def costs_of(task: Task, seed: int, weights: Weights, network: Network, speed: f
         "flops": flops,
         "images_per_second": speed,
         "peak_memory_bytes": int(peak),
-        "train_seconds": record.get("seconds"),
+        "train_seconds": summary.get("seconds"),
     }
 
 
@@ -234,7 +240,7 @@ def results(
         "split": task.evaluation.split,
         "images": len(task.pairs),
         "seeds": list(task.seeds),
-        **({"dense_crf": record(crf, [pair.height * pair.width for pair in task.pairs], task.device)} if crf else {}),
+        **({"dense_crf": crf_record(crf, [pair.height * pair.width for pair in task.pairs], task.device)} if crf else {}),
         **{protocol: mean_scores([entry[protocol] for entry in per_seed]) for protocol in PROTOCOLS},
         "per_seed": list(per_seed),
         "cost": mean_scores([dict(entry) for entry in costs]) | whole | {"peak_memory_bytes": peak},
@@ -242,15 +248,29 @@ def results(
     }
 
 
-def write(task: Task, content: Mapping[str, Any], weights: Weights, predictions: Mapping[int, NDArray[np.uint8]]) -> None:
-    """Publish the pictures of the first seed's predictions, then the results file: it is there only when all is done."""
-    palette = task.prepared.palette
+def record_of(task: Task, areas: Sequence[Areas], first: Tally, fingerprints: Mapping[int, str]) -> record.Record:
+    """The counts of all seeds with the first one's predictions."""
+    confusion_SPKK, hits_SPNK, unions_SPNK = (np.stack(arrays) for arrays in zip(*areas, strict=True))
+    about = record.about(device_name(task.device), fingerprints, files.sha256(store.PREPARED))
+    names = tuple(pair.name for pair in task.pairs)
+    return record.Record(names, confusion_SPKK, hits_SPNK, unions_SPNK, first.labelled_NK, first.maps, about)
+
+
+def write(
+    task: Task, content: Mapping[str, Any], counts: record.Record, weights: Weights, predictions: Mapping[int, NDArray[np.uint8]]
+) -> None:
+    """Publish the counts and the pictures of the first seed's predictions, then the results file: it is there only when all is done."""
+    if rank() > 0:
+        return
+    palette, folder = task.prepared.palette, RESULTS / task.evaluation.name
     drawn, indices = [], sorted(predictions)
     for index, example in zip(indices, loaded(task, weights, indices), strict=True):
         ids_HW = predictions[index]
         panel = pictures.panel(example.image, example.labels_HW, ids_HW, palette, example.superpixels_HW)
         drawn.append((task.pairs[index].name, panel, ids_HW))
-    pictures.write(RESULTS / task.evaluation.name / "pictures", task.prepared, drawn)
+    pictures.write(folder / "pictures", task.prepared, drawn)
+    pictures.save(pictures.grid([(name, panel) for name, panel, _ in drawn], task.prepared), folder / pictures.GRID)
+    record.write(folder / record.NAME, counts)
     files.write_json(RESULTS / f"{task.evaluation.name}.json", content)
 
 

@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> None:
 def send_evaluation(order: Mapping[str, Any]) -> None:
     """What `mirror_results` ordered: the records first, where they belong to these weights, then the numbers."""
     results = order["results"]
-    pictures = sorted(Path(order["pictures"]).glob("*.png")) if order["pictures"] else []
+    folder = Path(order["pictures"]) if order["pictures"] else None
+    pictures = [] if folder is None else [*sorted(folder.glob("*.png")), *folder.parent.glob("grid.png")]
     for values in results["per_seed"]:
         seed, fingerprint = values["seed"], order["fingerprints"][str(values["seed"])]
         attempt = Attempt(experiment=order["experiment"], name=results["run"], seed=seed, fingerprint=fingerprint, status="FINISHED")

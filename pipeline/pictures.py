@@ -1,12 +1,13 @@
 """Pictures of predictions: a panel of image, labels, prediction and errors for a few images, and the classes' colours.
 
 In results/<evaluation>/pictures/, <image>.png is the panel, <image>.prediction.png the class ids, indexed with the palette, and
-legend.png the legend.
+legend.png the legend; results/<evaluation>/grid.png is all panels on one sheet.
 """
 
 import hashlib
 import re
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from pipeline.prepared import Prepared
 
 VOID = 255  # the label of ignored pixels, as in metrics, which needs torch
 COUNT = 6
+GRID = "grid.png"
+WIDEST = 1600  # pixels of the sheet with all panels
 LOCKS = Path("runs/.locks")
 LONGEST = 1024  # pixels of a panel's column; larger images are shown smaller
 GAP, TITLE = 6, 22
@@ -90,6 +93,32 @@ def panel(
         canvas.paste(Image.fromarray(pixels), (left, TITLE))
         draw.text((left, 3), title, fill=INK, font=font())
     return canvas
+
+
+def grid(panels: Sequence[tuple[str, Image.Image]], prepared: Prepared) -> Image.Image:
+    """All panels (image name, panel) below one another, each under its image's name, and the legend."""
+    key = legend(prepared.classes, prepared.palette)
+    rows = []
+    for name, picture in panels:
+        factor = min(1.0, WIDEST / picture.width)
+        rows.append(
+            (name, picture.resize((round(picture.width * factor), max(1, round(picture.height * factor))), Image.Resampling.LANCZOS))
+        )
+    width = max([key.width, *(picture.width for _, picture in rows)])
+    canvas = Image.new("RGB", (width, key.height + sum(picture.height + TITLE for _, picture in rows)), PAPER)
+    draw, top = ImageDraw.Draw(canvas), 0
+    for name, picture in rows:
+        draw.text((GAP, top + 4), drawable(name), fill=INK, font=font())
+        canvas.paste(picture, (0, top + TITLE))
+        top += TITLE + picture.height
+    canvas.paste(key, (0, top))
+    return canvas
+
+
+def drawable(text: str) -> str:
+    """Text as one line in the letters that Pillow's font has: accents go, other scripts become question marks."""
+    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+    return "".join(letter if letter.isascii() else "?" for letter in letters if not unicodedata.combining(letter))
 
 
 def legend(classes: Sequence[str], palette: Sequence[Sequence[int]], columns: int = 4) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from pipeline.distributed import world
 from pipeline.inference import Prediction
 from pipeline.metrics import boundary_means, boundary_scores, confusion_matrix, mean, scores
 
+T = TypeVar("T")
 PROTOCOLS = ("single_scale", "multi_scale_flip")
 
 
@@ -27,14 +28,26 @@ class Tally:
     f_NPRK: NDArray[np.float64]
     present_NPK: NDArray[np.uint8]
     seconds_N: NDArray[np.float64]
+    hits_NPK: NDArray[np.int64]
+    unions_NPK: NDArray[np.int64]
+    labelled_NK: NDArray[np.int64]
     predictions: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # of the images that are drawn
+    maps: dict[int, tuple[tuple[int, int], bytes]] = field(default_factory=dict)  # small ones, as `pipeline.record` keeps them
 
     @classmethod
     def empty(cls, images: int, radii: int, classes: int) -> "Tally":
         """Nothing counted."""
         P, K = len(PROTOCOLS), classes
-        matrices = np.zeros((P, K, K), np.int64), np.zeros((K, K), np.int64)
-        return cls(*matrices, np.zeros((images, P, radii, K)), np.zeros((images, P, K), np.uint8), np.zeros(images))
+        return cls(
+            confusion_PKK=np.zeros((P, K, K), np.int64),
+            neighbours_KK=np.zeros((K, K), np.int64),
+            f_NPRK=np.zeros((images, P, radii, K)),
+            present_NPK=np.zeros((images, P, K), np.uint8),
+            seconds_N=np.zeros(images),
+            hits_NPK=np.zeros((images, P, K), np.int64),
+            unions_NPK=np.zeros((images, P, K), np.int64),
+            labelled_NK=np.zeros((images, K), np.int64),
+        )
 
     def add(self, index: int, prediction: Prediction, labels_HW: NDArray[np.uint8], radii: Sequence[int]) -> None:
         """Count one image."""
@@ -44,7 +57,11 @@ class Tally:
                 self.f_NPRK[index, 1], self.present_NPK[index, 1] = self.f_NPRK[index, 0], self.present_NPK[index, 0]
             else:
                 self.f_NPRK[index, protocol], self.present_NPK[index, protocol] = boundary_scores(ids_HW, labels_HW, K, radii)
-            self.confusion_PKK[protocol] += confusion_matrix(ids_HW, labels_HW, K)
+            counts_KK = confusion_matrix(ids_HW, labels_HW, K)
+            self.confusion_PKK[protocol] += counts_KK
+            hits_K, labelled_K = counts_KK.diagonal(), counts_KK.sum(1)
+            self.hits_NPK[index, protocol], self.labelled_NK[index] = hits_K, labelled_K
+            self.unions_NPK[index, protocol] = labelled_K + counts_KK.sum(0) - hits_K
         self.neighbours_KK += neighbours(labels_HW, K)
         self.seconds_N[index] = prediction.seconds
 
@@ -52,16 +69,19 @@ class Tally:
         """Bring together what all ranks have counted; a row of another rank's is zero here, so that sums are exact."""
         if world() == 1:
             return
-        for array in (self.confusion_PKK, self.neighbours_KK, self.f_NPRK, self.present_NPK, self.seconds_N):
+        sums = (self.confusion_PKK, self.neighbours_KK, self.f_NPRK, self.present_NPK, self.seconds_N)
+        for array in (*sums, self.hits_NPK, self.unions_NPK, self.labelled_NK):
             dist.all_reduce(torch.from_numpy(array))
-        shares: list[dict[int, NDArray[np.uint8]]] = [{} for _ in range(world())]
-        dist.all_gather_object(shares, self.predictions)
-        self.predictions = {index: ids_HW for share in shares for index, ids_HW in share.items()}
+        self.predictions, self.maps = shared(self.predictions), shared(self.maps)
 
     def speed(self) -> float | None:
         """Images per second of one process; the first image of each, which warms it up, does not count."""
         warm = self.seconds_N[world() :] if len(self.seconds_N) > world() else self.seconds_N
         return len(warm) / warm.sum() if warm.sum() > 0 else None
+
+    def areas(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The confusion matrices PKK, and every image's hits and unions PNK."""
+        return self.confusion_PKK, self.hits_NPK.swapaxes(0, 1), self.unions_NPK.swapaxes(0, 1)
 
     def protocols(self, classes: Sequence[str], radii: Sequence[int]) -> dict[str, Any]:
         """The scores of each protocol."""
@@ -70,6 +90,13 @@ class Tally:
             | {"boundary_f": boundary_means(self.f_NPRK[:, protocol], self.present_NPK[:, protocol] > 0, radii)}
             for protocol, name in enumerate(PROTOCOLS)
         }
+
+
+def shared(own: dict[int, T]) -> dict[int, T]:
+    """What all ranks have, by the image's index."""
+    shares: list[dict[int, T]] = [{} for _ in range(world())]
+    dist.all_gather_object(shares, own)
+    return {index: value for share in shares for index, value in share.items()}
 
 
 def neighbours(labels_HW: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:

@@ -222,7 +222,7 @@ class Copy:
             self.client.log_batch(self.id, metrics=some)
         self.client.log_text(self.id, content, f"{evaluation}/results.json")
         for path in pictures:
-            self.client.log_artifact(self.id, str(path), f"{evaluation}/pictures")
+            self.client.log_artifact(self.id, str(path), f"{evaluation}/pictures" if path.parent.name == "pictures" else evaluation)
         self.client.log_batch(self.id, tags=[RunTag(f"{evaluation}.digest", digest)])
 
 

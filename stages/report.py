@@ -1,6 +1,7 @@
 """Put the evaluated methods side by side: `uv run python -m stages.report`.
 
-Reads the results that params.yaml's evaluations name and writes report/index.md with its pictures; prints the table.
+Reads the results that params.yaml's evaluations name and writes report/index.html, one page that opens from the disk, and
+report/index.md with its pictures; prints the table.
 """
 
 import argparse
@@ -11,7 +12,9 @@ from stages.command import run
 
 def main() -> None:
     """The command."""
-    argparse.ArgumentParser(prog="uv run python -m stages.report", description="Write report/index.md from the results.").parse_args()
+    argparse.ArgumentParser(
+        prog="uv run python -m stages.report", description="Write report/index.html and index.md from the results."
+    ).parse_args()
     params = config.load()
 
     from pipeline.report import write
@@ -20,7 +23,7 @@ def main() -> None:
     entries = write.write(params)
     compared = f"; +- is the difference to {entries[0].name}" if len(entries) > 1 else ""
     print(f"\n{params.data.dataset}: percent{compared}\n\n{terminal(entries)}\n")
-    print(f"The report, with pictures and every class: {write.FOLDER / 'index.md'}")
+    print(f"The report, to open in a browser: {write.FOLDER / 'index.html'}; the same as text: {write.FOLDER / 'index.md'}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,64 @@ def test_pictures_lie_beside_the_results(project: Path) -> None:
     assert [path.name for path in Path("results").rglob("*") if path.name.startswith(".")] == []
 
 
+def test_the_record_of_images_sums_up_to_the_results(project: Path) -> None:
+    from pipeline import record
+
+    made = evaluated(evaluation())
+    counts = record.read(Path("results/ecrf/images.npz"), 4, "")
+    assert counts is not None
+    assert counts.names == tuple(pair.name for pair in prepared.pairs(prepared.read(), "val"))
+    for seed, values in enumerate(made["per_seed"]):
+        for protocol, name in enumerate(("single_scale", "multi_scale_flip")):
+            hits, unions = counts.hits_SPNK[seed, protocol].sum(0), counts.unions_SPNK[seed, protocol].sum(0)
+            expected = [None if union == 0 else pytest.approx(hit / union) for hit, union in zip(hits, unions, strict=True)]
+            assert [values[name]["iou"][known] for known in CLASSES] == expected
+            confusion_KK = counts.confusion_SPKK[seed, protocol]
+            assert (confusion_KK.diagonal() == hits).all()
+            assert (confusion_KK.sum(1) == counts.labelled_NK.sum(0)).all()
+    for index, pair in enumerate(prepared.pairs(prepared.read(), "val")):
+        labels, predicted = prepared.open_label(pair), counts.prediction(index)
+        with Image.open(f"results/ecrf/pictures/{pictures.safe_name(pair.name)}.prediction.png") as picture:
+            assert (np.array(picture) == predicted).all()
+        assert (np.bincount(labels[labels != 255], minlength=4) == counts.labelled_NK[index]).all()
+        assert (((labels == predicted) & (labels == 1)).sum()) == counts.hits_SPNK[0, 1, index, 1]
+    assert counts.about["weights"] == {"0": "f0", "7": "f7"}
+    assert counts.about["data"] == files.sha256(store.PREPARED)
+
+
+def test_the_commit_is_that_of_the_code_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import record
+
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=t", "-c", "user.email=t@t")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "code" / "record.py"))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "record.py").write_text("1")
+    assert record.commit() is None
+    git("init", "-q")
+    (tmp_path / "other").write_text("1")
+    git("add", "other")
+    git("commit", "-qm", "one")
+    assert record.commit() is None
+    git("add", "code/record.py")
+    git("commit", "-qm", "two")
+    assert record.commit() == git("rev-parse", "HEAD")
+    (tmp_path / "other").write_text("2")
+    assert record.commit() == git("rev-parse", "HEAD") + "+"
+
+
+def test_large_and_many_predictions_are_kept_small_and_few() -> None:
+    from pipeline import record
+
+    size, content = record.packed(np.eye(1300, 2600, dtype=np.uint8))
+    assert size == (320, 640)
+    assert len(content) < 20_000
+    assert len(record.kept(50_000)) == record.KEPT
+    assert record.kept(7) == frozenset(range(7))
+
+
 def on_rank(how: schema.Evaluation) -> str | None:
     """Evaluate; the error's words, if it is a user's."""
     from pipeline.evaluation import evaluate
@@ -156,7 +215,8 @@ def published() -> dict[str, bytes]:
     """The results without what is measured, and the pictures."""
     made = json.loads(Path("results/ecrf.json").read_text())
     del made["cost"]["images_per_second"], made["cost"]["peak_memory_bytes"]
-    return {"json": json.dumps(made).encode()} | {path.name: path.read_bytes() for path in Path("results/ecrf/pictures").iterdir()}
+    written = [path for path in Path("results/ecrf").rglob("*") if path.is_file()]
+    return {"json": json.dumps(made).encode()} | {path.name: path.read_bytes() for path in written}
 
 
 @pytest.mark.slow

@@ -82,7 +82,8 @@ mirroring.send_evaluation(order)
 
 def test_passes_may_be_repeated_and_a_resume_goes_on_in_the_same_run(record: Path) -> None:
     Path("pictures").mkdir()
-    Image.new("RGB", (4, 4)).save("pictures/one.png")
+    for name in ("pictures/one.png", "grid.png"):
+        Image.new("RGB", (4, 4)).save(name)
     numbers = {"single_scale": {"miou": 0.25, "iou": {"a/b|<c>": 0.5, "never seen": None}}}
     results = {"evaluation": "fcn", "run": "fcn", "images": 3, "per_seed": [{"seed": 0, **numbers}], "cost": {"flops": 5}}
     order = {"experiment": "scenes", "results": results, "fingerprints": {"0": "abc"}, "pictures": "pictures"}
@@ -97,7 +98,8 @@ def test_passes_may_be_repeated_and_a_resume_goes_on_in_the_same_run(record: Pat
     found = dict(ask("select key, value from metrics where key like 'fcn/%'"))
     assert found == {"fcn/cost/flops": 5, "fcn/images": 3, "fcn/single_scale/iou/a_b__c_": 0.5, "fcn/single_scale/miou": 0.25}
     assert ask("select count(*) from metrics where key like 'fcn/%'") == [(4,)]
-    assert {path.name for path in Path("mlartifacts").rglob("*.*")} == {"one.png", "results.json"}
+    logged = {path.relative_to(path.parents[1]).as_posix() for path in Path("mlartifacts").rglob("*.*")}
+    assert logged == {"pictures/one.png", "fcn/grid.png", "fcn/results.json"}
 
 
 def test_a_training_is_seen_while_it_runs_and_its_error_after_it(record: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,7 @@ def test_the_first_run_made_everything_and_the_second_does_nothing(copy: Copy) -
         assert 0 <= results["single_scale"]["miou"] <= 1
         assert list((copy.folder / f"results/{name}/pictures").glob("*.png"))
     assert (copy.folder / "report/index.md").is_file()
+    assert (copy.folder / "report/index.html").is_file()
     ran, said = copy.repro()
     assert ran == set(), said
     assert subprocess.run(["git", "status", "--short"], cwd=copy.folder, capture_output=True, text=True).stdout.split() == [

@@ -1,6 +1,5 @@
 """Picture grids: rows are images, columns the image, its labels and every method's prediction, with a legend below."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.pictures import INK, PAPER, coloured, font
+from pipeline.pictures import INK, PAPER, coloured, drawable, font
 
 WIDEST = 1600  # pixels of a grid, about
 CELL = (150, 320)  # the least and the largest width of a cell
@@ -99,12 +98,6 @@ def legend(ids: Sequence[int], classes: Sequence[str], palette: Palette, width: 
         draw.rectangle((x, y + 2, x + 21, y + 15), outline=SOFT)
         write(draw, (x + 28, y), name, column - 28 - 10, 13)
     return canvas
-
-
-def drawable(text: str) -> str:
-    """Text as one line in the letters that Pillow's font has: accents go, other scripts become question marks."""
-    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
-    return "".join(letter if letter.isascii() else "?" for letter in letters if not unicodedata.combining(letter))
 
 
 def write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, height: int, ink: tuple[int, int, int] = INK) -> None:

@@ -1,19 +1,19 @@
-"""The report: report/index.md with the table of methods, its pictures, and report/curves.csv for `dvc plots`.
+"""The report: report/index.html, the page; report/index.md with its pictures; and report/curves.csv for `dvc plots`.
 
 It reads the evaluations that params.yaml names, for its dataset, and no other files; equal inputs give equal bytes.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from pipeline import files, pictures, prepared
-from pipeline.errors import UserError
+from pipeline import files, pictures, prepared, record
 from pipeline.report import curves, grids
 from pipeline.report.entries import RESULTS, Entry, read, warn_of_unused
+from pipeline.report.gallery import Measured, prediction_file, read_prediction
+from pipeline.report.page import page
 from pipeline.report.sections import chapters
 from pipeline.schema import Params
 
@@ -28,7 +28,10 @@ def write(params: Params) -> list[Entry]:
     warn_of_unused(params)
     entries = read(params)
     manifest = prepared.read()
-    drawn = {"pictures/curves.png": draw_curves(entries)} | draw_grids(entries, manifest)
+    trained = read_curves(entries)
+    files.write_bytes(FOLDER / "curves.csv", curves.table(by_seed(trained)).encode())
+    drawn = {"pictures/curves.png": curves.picture({run: list(seeds.values()) for run, seeds in trained.items()})}
+    drawn |= draw_grids(entries, manifest)
     for name, image in drawn.items():
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -38,19 +41,31 @@ def write(params: Params) -> list[Entry]:
             stale.unlink()
     text = chapters(entries, manifest.classes, len(manifest.splits.get("train", ())), [name for name in drawn if "curves" not in name])
     files.write_bytes(FOLDER / "index.md", text.encode())
+    files.write_bytes(FOLDER / "index.html", page(measured(entries, len(manifest.classes)), manifest, trained).encode())
     return entries
 
 
-def draw_curves(entries: Sequence[Entry]) -> Image.Image:
-    """Write curves.csv with the records of all runs that were evaluated, and draw them."""
-    named, found = {}, {}
+def measured(entries: Sequence[Entry], classes: int) -> list[Measured]:
+    """The entries with their records of every image."""
+    found = []
+    for entry in entries:
+        remedy = f"run `uv run dvc repro --force --single-item evaluate@{entry.name}`"
+        found.append(Measured(entry, record.read(RESULTS / entry.name / record.NAME, classes, remedy)))
+    return found
+
+
+def read_curves(entries: Sequence[Entry]) -> dict[str, dict[int, curves.Curve]]:
+    """The training curves of all runs that were evaluated, by run and seed."""
+    found = {}
     for run in dict.fromkeys(entry.evaluation.of for entry in entries):
-        seeds = sorted((Path("runs") / run / "weights").glob("seed-*.csv"), key=lambda path: int(path.stem.removeprefix("seed-")))
-        found[run] = [curves.read(path) for path in seeds]
-        for path, curve in zip(seeds, found[run], strict=True):
-            named[run if len(seeds) == 1 else f"{run} {path.stem.replace('-', ' ')}"] = curve
-    files.write_bytes(FOLDER / "curves.csv", curves.table(named).encode())
-    return curves.picture(found)
+        paths = {int(path.stem.removeprefix("seed-")): path for path in (Path("runs") / run / "weights").glob("seed-*.csv")}
+        found[run] = {seed: curves.read(path) for seed, path in sorted(paths.items())}
+    return found
+
+
+def by_seed(runs: Mapping[str, Mapping[int, curves.Curve]]) -> dict[str, curves.Curve]:
+    """All curves by name; a run of one seed goes by its own name."""
+    return {run if len(seeds) == 1 else f"{run} seed {seed}": curve for run, seeds in runs.items() for seed, curve in seeds.items()}
 
 
 def draw_grids(entries: Sequence[Entry], manifest: prepared.Prepared) -> dict[str, Image.Image]:
@@ -64,26 +79,9 @@ def draw_grids(entries: Sequence[Entry], manifest: prepared.Prepared) -> dict[st
             some = shown[first : first + grids.COLUMNS]
             rows = []
             for pair in pairs:
-                predictions = [read_prediction(prediction_file(entry, pair)) for entry in some]
+                predictions = [read_prediction(entry, pair) for entry in some]
                 rows.append(grids.Row(pair.name, prepared.open_image(pair), prepared.open_label(pair), predictions))
             number = f"-{first // grids.COLUMNS + 1}" if len(shown) > grids.COLUMNS else ""
             picture = grids.grid([entry.name for entry in some], rows, manifest.classes, manifest.palette)
             drawn[f"pictures/{pictures.safe_name(split)}{number}.png"] = picture
     return drawn
-
-
-def prediction_file(entry: Entry, pair: prepared.Pair) -> Path:
-    """Where an evaluation keeps its prediction of an image."""
-    return RESULTS / entry.name / "pictures" / f"{pictures.safe_name(pair.name)}.prediction.png"
-
-
-def read_prediction(path: Path) -> np.ndarray | None:
-    """The class ids (H, W) of an indexed PNG; None where there is none."""
-    if not path.is_file():
-        return None
-    try:
-        with Image.open(path) as image:
-            return np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        name = path.parents[1].name
-        raise UserError(f"{path} does not decode ({error}): run `uv run dvc repro --force --single-item evaluate@{name}`") from None
