@@ -1,0 +1,43 @@
+"""ConvCRF's figure: the unary, a dense CRF on it, and the trained ConvCRF.
+
+Teichmann and Cipolla: Convolutional CRFs for Semantic Segmentation (BMVC 2019), Fig. 1 (there of the synthetic task, which
+`uv run python -m stages.denoise` runs). All three are of one run: the unary are its classifier's logits; FullCRF is mean field with dense
+Gaussian kernels and the paper's hand-set constants (preset `conv_crf` of pipeline/dense_crf.py) on the same unary; ConvCRF is its output.
+"""
+
+import numpy as np
+import torch
+
+from models.layers import resize
+from pipeline.dense_crf import PRESETS, dense_crf
+from pipeline.figures import canvas
+from pipeline.figures.material import Run, Shot, classes_of, look
+from pipeline.metrics import VOID
+from pipeline.schema import Config
+
+
+def has_conv_crf(config: Config) -> bool:
+    """Whether a run ends in a ConvCRF."""
+    return config.crf.name == "conv"
+
+
+@torch.no_grad()
+def crfs(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
+    """Fig. 1, with the unary's confidence, what ConvCRF changed, and the errors."""
+    seen = look(run, shot, ["crf.classifier"])
+    unary_1Khw = seen.outputs["crf.classifier"].float()
+    probabilities_KHW = resize(unary_1Khw, shot.size)[0].softmax(0).cpu().numpy()
+    full_KHW = dense_crf(probabilities_KHW, shot.pixels_HW3, **PRESETS["conv_crf"])
+    unary_HW = classes_of(unary_1Khw, shot.size)
+    shown = {"unary": unary_HW, "FullCRF on it": full_KHW.argmax(0).astype(np.uint8), "ConvCRF, trained": seen.ids_HW}
+    sheet = canvas.sheet(2, 5, f"Unary and CRFs · {run.title} · image {shot.pair.name}", shape=shot.size[0] / shot.size[1])
+    upper, lower = sheet.panels
+    canvas.picture(upper[0], shot.pixels_HW3, "image")
+    canvas.segmentation(upper[1], shot.labels_HW, run.prepared.palette, "labels")
+    canvas.heat(sheet, lower[0], probabilities_KHW.max(0), "the unary's confidence", limits=(0, 1))
+    canvas.changes(sheet, lower[1], unary_HW, seen.ids_HW, shot.labels_HW, VOID, "what ConvCRF changed")
+    for (title, ids_HW), above, below in zip(shown.items(), upper[2:], lower[2:], strict=True):
+        canvas.segmentation(above, ids_HW, run.prepared.palette, title)
+        canvas.errors(below, ids_HW, shot.labels_HW, VOID)
+    canvas.legend(sheet, run.prepared.classes, run.prepared.palette, [shot.labels_HW, *shown.values()])
+    return sheet

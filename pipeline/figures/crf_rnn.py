@@ -1,0 +1,47 @@
+"""CRF-RNN's figure: the label compatibility that was learned.
+
+Zheng et al.: Conditional Random Fields as Recurrent Neural Networks (ICCV 2015), Fig. 5: mu(i, j) is the penalty for label i where a similar
+pixel has label j; it starts as Potts' model, -1 on the diagonal and 0 elsewhere. Our C is added where the paper subtracts, so mu = -C
+(models/crf/mean_field.py); ConvCRF's +C adds M + C M, so there mu = -(1 + C). Beside it the change from its start, which 200 iterations
+leave small.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.segmenter import Segmenter
+from pipeline.figures import canvas
+from pipeline.figures.material import Run, Sample
+from pipeline.schema import Config
+
+
+def learns_compatibility(config: Config) -> bool:
+    """Whether a run's crf has a learned label compatibility."""
+    return config.crf.name == "mean_field" or (config.crf.name == "conv" and bool(config.crf.options.get("compatibility", False)))
+
+
+def penalties(model: Segmenter, crf: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """mu (KK) as it was learned, and as it started."""
+    learned_KK = model.get_submodule("crf.field").get_parameter("compatibility").detach().double().cpu().numpy()
+    identity_KK = np.eye(len(learned_KK))
+    if crf == "mean_field":
+        return -learned_KK, -identity_KK
+    return -(identity_KK + learned_KK), -(identity_KK + 0.1 * math.sqrt(2 / len(learned_KK)))
+
+
+def compatibility(run: Run, baseline: Run | None, sample: Sample) -> canvas.Sheet:
+    """Fig. 5, and how far training has come."""
+    classes = run.prepared.classes
+    learned_KK, started_KK = penalties(run.model, run.config.crf.name)
+    side = canvas.side(len(classes))
+    sheet = canvas.sheet(1, 2, f"Learned label compatibility · {run.title}", size=(2 * (side + 1.9), side + 1.9))
+    shown = ((learned_KK, "penalty μ(row, column)", "penalty"), (learned_KK - started_KK, "change from Potts' model", "change"))
+    for number, (values_KK, title, label) in enumerate(shown):
+        most = max(float(np.abs(values_KK).max()), 1e-9)
+        left = {"names_left": number == 0}
+        canvas.matrix(
+            sheet, sheet.panels[0][number], values_KK, classes, title, colours=canvas.DIVERGING, limits=(-most, most), label=label, **left
+        )
+    return sheet
