@@ -19,7 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import cost, files, pictures, store, tracking
+from pipeline import cost, files, pictures, tracking
 from pipeline import prepared as preparation
 from pipeline.checkpoint import Weights, read_weights
 from pipeline.dense_crf import record

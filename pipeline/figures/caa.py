@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.figures import canvas
 from pipeline.figures.ecrf import name_at
-from pipeline.figures.material import Run, Seen, Shot, look
+from pipeline.figures.material import Run, Seen, Shot, described, look
 from pipeline.metrics import VOID
 from pipeline.schema import Config
 
@@ -97,9 +97,9 @@ def attention(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
         ("channel attention alone", found.channel),
         ("both: the prediction", found.both),
     ]
-    sheet = canvas.sheet(2, 5, f"Spatial and channel attention · {run.title} · image {shot.pair.name}", shape=shot.size[0] / shot.size[1])
+    sheet = canvas.sheet(2, 5, ("Spatial and channel attention", described([run], shot)), shape=shot.shape, scales=(0, 1))
     upper, lower = sheet.panels
-    canvas.picture(upper[0], shot.pixels_HW3, f"image; the pixel is of {name_at(run, shot)}")
+    canvas.picture(upper[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
     canvas.segmentation(upper[1], shot.labels_HW, palette, "labels")
     weights_hw = attention_at(found.both, shot.at(found.both.outputs[ATTENTION].shape[-2:]))
     canvas.heat(sheet, lower[0], weights_hw, "spatial: what the pixel takes", size=shot.size)
@@ -107,7 +107,7 @@ def attention(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     for panel in (upper[0], lower[0]):
         canvas.mark(panel, shot.pixel)
     for (title, seen), above, below in zip(predictions, upper[2:], lower[2:], strict=True):
-        canvas.segmentation(above, seen.ids_HW, palette, title)
-        canvas.errors(below, seen.ids_HW, shot.labels_HW, VOID)
-    canvas.legend(sheet, run.prepared.classes, palette, [shot.labels_HW, *(seen.ids_HW for _, seen in predictions)])
+        canvas.segmentation(above, seen.prediction(), palette, title)
+        canvas.errors(below, seen.prediction(), shot.labels_HW, VOID)
+    canvas.legend(sheet, run.prepared.classes, palette, [shot.labels_HW, *(seen.prediction() for _, seen in predictions)])
     return sheet

@@ -5,7 +5,9 @@ of colour vision. Names of classes, runs and images are shown as they are: never
 """
 
 import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,14 +26,23 @@ Panel: TypeAlias = "Axes"
 
 SEQUENTIAL, DIVERGING, CYCLIC = "cividis", "PuOr", "twilight"
 BLUE, ORANGE, MARK = "#0072B2", "#D55E00", "#FF0080"
-PANEL = 2.4  # inches of a panel's width
+PANEL, SCALE = 2.2, 0.62  # inches of a panel's width, and of a scale beside it
 DPI, MOST = 200, 6000  # of a PNG; pixels of its longer side
 LONGEST = 24  # characters of a name
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "figure.titlesize": 9, "axes.linewidth": 0.6, "xtick.labelsize": 7,
-    "ytick.labelsize": 7, "svg.hashsalt": "figures", "svg.fonttype": "path", "image.interpolation": "nearest", "text.parse_math": False,
+    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.titlepad": 4, "axes.linewidth": 0.6, "xtick.labelsize": 7,
+    "ytick.labelsize": 7, "svg.hashsalt": "figures", "svg.fonttype": "path", "image.interpolation": "none", "text.parse_math": False,
     "savefig.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of all figures: they are drawn and saved in it."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
 
 
 @dataclass(frozen=True)
@@ -39,20 +50,66 @@ class Sheet:
     """A figure and its panels, row by row."""
 
     figure: "Figure"
-    panels: list[list["Axes"]]
+    panels: list[list[Panel]]
 
 
-def sheet(rows: int, columns: int, title: str, *, size: tuple[float, float] | None = None, shape: float = 0.7) -> Sheet:
-    """A sheet of rows x columns panels. size: inches (width, height); by default panels of one width, `shape` times as high."""
-    import matplotlib
+@dataclass(frozen=True)
+class Margins:
+    """Inches about each panel: of names on its left and below it, of its title above, of a scale on its right."""
+
+    left: float = 0.06
+    below: float = 0.04
+    above: float = 0.22
+    right: float = 0.06
+
+
+def sheet(rows: int, columns: int, title: tuple[str, str], *, size: tuple[float, float] | None = None, shape: float = 0.7,
+          scales: Collection[int] = (), margins: Margins | None = None) -> Sheet:  # fmt: skip
+    """A sheet of rows x columns panels under a title of two lines, what it shows and of what.
+
+    size: a panel's inches (width, height); by default of one width, `shape` times as high. scales: the columns that have a scale on
+    their right.
+    """
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        width, height = size or (columns * PANEL, rows * (shape * PANEL + 0.35) + 0.7)
-        figure = Figure(figsize=(width, height), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False)
-        figure.suptitle(plain(title))
-    return Sheet(figure, [list(row) for row in panels])
+    about, (wide, high) = margins or Margins(), size or (PANEL, shape * PANEL)
+    rights = [SCALE if column in scales else about.right for column in range(columns)]
+    width = sum(rights) + columns * (about.left + wide)
+    lines = textwrap.wrap(plain(title[1]), max(20, int(width * 14)), max_lines=3, placeholder=" …")
+    top = 0.32 + 0.16 * len(lines)
+    height = top + rows * (about.above + high + about.below) + 0.04
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 1 - 0.08 / height, plain(title[0]), ha="center", va="top", fontsize=10, fontweight="bold")
+    figure.text(0.5, 1 - 0.28 / height, "\n".join(lines), ha="center", va="top", fontsize=8)
+    panels = []
+    for row in range(rows):
+        y = height - top - (row + 1) * (about.above + high + about.below) + about.below
+        lefts = [about.left + column * (about.left + wide) + sum(rights[:column]) for column in range(columns)]
+        panels.append([figure.add_axes((x / width, y / height, wide / width, high / height)) for x in lefts])
+    return Sheet(figure, panels)
+
+
+def grow(made: Sheet, inches: float) -> None:
+    """Make room below the panels."""
+    height = made.figure.get_figheight()
+    share = height / (height + inches)
+    for panel in made.figure.axes:
+        x, y, wide, high = panel.get_position(original=True).bounds
+        panel.set_position((x, 1 - (1 - y) * share, wide, high * share))
+    for text in made.figure.texts:
+        text.set_y(1 - (1 - text.get_position()[1]) * share)
+    made.figure.set_figheight(height + inches)
+
+
+def scale(made: Sheet, panel: Panel, drawn: Any, label: str) -> None:
+    """The scale of a map, on the panel's right."""
+    x, y, wide, high = panel.get_position(original=True).bounds
+    width = made.figure.get_figwidth()
+    beside = made.figure.add_axes((x + wide + 0.05 / width, y, 0.09 / width, high))
+    bar = made.figure.colorbar(drawn, cax=beside)
+    beside.tick_params(labelsize=6, width=0.5, length=2, pad=1.5)
+    bar.outline.set_linewidth(0.4)
+    bar.set_label(label, fontsize=6.5, labelpad=1.5)
 
 
 def plain(text: str) -> str:
@@ -112,10 +169,20 @@ def heat(sheet: Sheet, panel: Panel, values_HW: NDArray[Any], title: str, *, siz
     drawn = panel.imshow(values_HW, cmap=colours, vmin=low, vmax=high, extent=(0, width, height, 0))
     bare(panel, title)
     if bar:
-        scale = sheet.figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.03, aspect=18)
-        scale.ax.tick_params(labelsize=6, width=0.5, length=2)
-        scale.outline.set_linewidth(0.4)
-        scale.set_label(label, fontsize=7)
+        scale(sheet, panel, drawn, label)
+
+
+def numbers(sheet: Sheet, panel: Panel, values_NN: NDArray[Any], title: str) -> None:
+    """A small square of numbers, written into their fields."""
+    values_NN = np.ma.masked_invalid(values_NN)
+    drawn = panel.imshow(values_NN, cmap=SEQUENTIAL)
+    middle = (float(values_NN.min()) + float(values_NN.max())) / 2
+    for (row, column), value in np.ndenumerate(values_NN.filled(np.nan)):
+        if not np.isnan(value) and len(values_NN) <= 7:
+            colour = "black" if value > middle else "white"
+            panel.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)
+    bare(panel, title)
+    scale(sheet, panel, drawn, "")
 
 
 def mark(panel: Panel, pixel: tuple[int, int], size: float = 6.0) -> None:
@@ -127,13 +194,17 @@ def mark(panel: Panel, pixel: tuple[int, int], size: float = 6.0) -> None:
 
 def outline(panel: Panel, regions_HW: NDArray[Any], colour: str = "white", width: float = 0.5) -> None:
     """Thin lines between the regions of a label map that has the image's size."""
-    from matplotlib.collections import LineCollection
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Lines
 
     rows, columns = np.nonzero(regions_HW[:, 1:] != regions_HW[:, :-1])
-    lines = [((column + 1, row), (column + 1, row + 1)) for row, column in zip(rows, columns, strict=True)]
+    upright = np.stack([np.stack([columns + 1, rows], 1), np.stack([columns + 1, rows + 1], 1)], 1)
     rows, columns = np.nonzero(regions_HW[1:] != regions_HW[:-1])
-    lines += [((column, row + 1), (column + 1, row + 1)) for row, column in zip(rows, columns, strict=True)]
-    panel.add_collection(LineCollection(lines, colors=colour, linewidths=width, rasterized=len(lines) > 20_000), autolim=False)
+    level = np.stack([np.stack([columns, rows + 1], 1), np.stack([columns + 1, rows + 1], 1)], 1)
+    points = np.concatenate([upright, level]).reshape(-1, 2)  # one path of them all: thousands of lines are slow to write
+    if len(points):
+        path = Lines(points, np.tile([Lines.MOVETO, Lines.LINETO], len(points) // 2))
+        panel.add_patch(PathPatch(path, fill=False, edgecolor=colour, linewidth=width, capstyle="projecting"))
 
 
 def segmentation(panel: Panel, ids_HW: NDArray[np.uint8], palette: Sequence[Sequence[int]], title: str) -> None:
@@ -161,8 +232,8 @@ def changes(sheet: Sheet, panel: Panel, before_HW: NDArray[np.uint8], after_HW: 
     picture(panel, coloured(np.where(labels_HW == void, void, kinds_HW).astype(np.uint8), colours), title)
     names = ("mended", "spoilt", "wrong still")
     fields = [Patch(facecolor=[part / 255 for part in colour]) for colour in colours[1:]]
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "ncols": 3, "frameon": False}
-    panel.legend(fields, names, **below, fontsize=6, handlelength=0.9, handleheight=0.9, columnspacing=0.8, handletextpad=0.4)
+    inside = {"loc": "lower left", "ncols": 3, "framealpha": 0.85, "borderpad": 0.3, "borderaxespad": 0.2}
+    panel.legend(fields, names, **inside, fontsize=5.5, handlelength=0.9, handleheight=0.9, columnspacing=0.7, handletextpad=0.3)
 
 
 def legend(sheet: Sheet, classes: Sequence[str], palette: Sequence[Sequence[int]], maps: Sequence[NDArray[np.uint8]]) -> None:
@@ -172,29 +243,38 @@ def legend(sheet: Sheet, classes: Sequence[str], palette: Sequence[Sequence[int]
     found = sorted({int(value) for ids_HW in maps for value in np.unique(ids_HW) if value < len(classes)})
     names = named(classes)
     fields = [Patch(facecolor=[part / 255 for part in palette[id_]], edgecolor="black", linewidth=0.3) for id_ in found]
-    columns = max(1, int(sheet.figure.get_figwidth() / (0.35 + 0.068 * max((len(names[id_]) for id_ in found), default=1))))
     labels = [names[id_] for id_ in found]
-    place = {"loc": "outside lower center", "ncols": min(columns, max(1, len(found))), "frameon": False}
-    drawn = sheet.figure.legend(fields, labels, **place, fontsize=7, handlelength=1.1, handleheight=1.1, columnspacing=1.2)
-    rows = -(-len(found) // max(1, columns))
-    sheet.figure.set_figheight(sheet.figure.get_figheight() + 0.17 * rows)
-    for text in drawn.get_texts():
-        text.set_parse_math(False)
+    room = sheet.figure.get_figwidth() / (0.42 + widest(labels, 7))
+    columns = max(1, min(int(room), len(found)))
+    grow(sheet, 0.1 + 0.17 * -(-len(found) // columns))
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0), "ncols": columns, "frameon": False, "borderaxespad": 0.1}
+    sheet.figure.legend(fields, labels, **place, fontsize=7, handlelength=1.1, handleheight=1.1, columnspacing=1.2)
+
+
+def matrices(count: int, classes: Sequence[str], title: tuple[str, str]) -> Sheet:
+    """A sheet for matrices over classes, side by side: each class gets a line's height."""
+    side = max(2.6, len(classes) * (0.17 if len(classes) <= 30 else 0.1))
+    room = 0.12 + widest(named(classes), name_size(len(classes)))
+    return sheet(1, count, title, size=(side, side), scales=range(count), margins=Margins(left=room, below=room))
 
 
 def matrix(sheet: Sheet, panel: Panel, values_KK: NDArray[Any], classes: Sequence[str], title: str, *, colours: str = SEQUENTIAL,
-           limits: tuple[float, float], label: str = "", names_left: bool = True) -> None:  # fmt: skip
+           limits: tuple[float, float], label: str = "") -> None:  # fmt: skip
     """A matrix over classes with their names on both axes."""
     drawn = panel.imshow(values_KK, cmap=colours, vmin=limits[0], vmax=limits[1])
     names, places = named(classes), range(len(classes))
     panel.set_xticks(places, names, rotation=90, fontsize=name_size(len(classes)))
-    panel.set_yticks(places, names if names_left else [""] * len(names), fontsize=name_size(len(classes)))
+    panel.set_yticks(places, names, fontsize=name_size(len(classes)))
     panel.tick_params(length=2, width=0.4, pad=2)
     heading(panel, title)
-    scale = sheet.figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.02, aspect=30)
-    scale.ax.tick_params(labelsize=6, width=0.5, length=2)
-    scale.outline.set_linewidth(0.4)
-    scale.set_label(label, fontsize=7)
+    scale(sheet, panel, drawn, label)
+
+
+def widest(texts: Sequence[str], points: float) -> float:
+    """The inches of the longest of the texts in a font of that size."""
+    from matplotlib.textpath import TextPath
+
+    return max((TextPath((0, 0), text, size=points).get_extents().width / 72 for text in texts if text.strip()), default=0.1)
 
 
 def name_size(classes: int) -> float:
@@ -202,18 +282,10 @@ def name_size(classes: int) -> float:
     return 7.0 if classes <= 30 else 5.5
 
 
-def side(classes: int) -> float:
-    """Inches of a matrix over classes without its names: each needs its line."""
-    return max(2.2, classes * (0.16 if classes <= 30 else 0.105))
-
-
 def save(made: Sheet, path: Path) -> None:
     """Write `path`.png and `path`.svg; equal figures give equal bytes."""
-    import matplotlib
-
     dpi = min(DPI, MOST / max(made.figure.get_size_inches()))
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            made.figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        made.figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else {"Software": None})
         files.write_bytes(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())

@@ -19,7 +19,7 @@ from models.layers import size_of
 from models.losses.car import labels_at
 from pipeline.figures import canvas
 from pipeline.figures.ecrf import name_at
-from pipeline.figures.material import Run, Sample, Shot, look
+from pipeline.figures.material import Run, Sample, Shot, described, look
 from pipeline.metrics import VOID
 from pipeline.schema import Config
 
@@ -37,23 +37,22 @@ def relation(features_CHW: Tensor, place: tuple[int, int]) -> NDArray[np.float32
 def relations(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     """Fig. 4.4: for each run the marked pixel's relation to all pixels, the prediction and its errors."""
     runs = [one for one in (baseline, run) if one is not None]
-    title = f"Relation of one pixel to all · {' and '.join(one.title for one in runs)} · image {shot.pair.name}"
-    sheet = canvas.sheet(len(runs), 4, title, shape=shot.size[0] / shot.size[1])
+    sheet = canvas.sheet(len(runs), 4, ("Relation of one pixel to all", described(runs, shot)), shape=shot.shape, scales=[1])
     shown = [shot.labels_HW]
     for number, (one, row) in enumerate(zip(runs, sheet.panels, strict=True)):
         seen = look(one, shot, ["projection"])
         features_CHW = seen.outputs["projection"][0][0]
         if number == 0:
-            canvas.picture(row[0], shot.pixels_HW3, f"image; the pixel is of {name_at(run, shot)}")
+            canvas.picture(row[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
             canvas.mark(row[0], shot.pixel)
         else:
             canvas.segmentation(row[0], shot.labels_HW, run.prepared.palette, "labels")
         similar_hw = relation(features_CHW, shot.at(size_of(features_CHW)))
         canvas.heat(sheet, row[1], similar_hw, f"{one.config.name}: z · z of the pixel", size=shot.size)
         canvas.mark(row[1], shot.pixel)
-        canvas.segmentation(row[2], seen.ids_HW, run.prepared.palette, f"{one.config.name}: prediction")
-        canvas.errors(row[3], seen.ids_HW, shot.labels_HW, VOID)
-        shown.append(seen.ids_HW)
+        canvas.segmentation(row[2], seen.prediction(), run.prepared.palette, f"{one.config.name}: prediction")
+        canvas.errors(row[3], seen.prediction(), shot.labels_HW, VOID)
+        shown.append(seen.prediction())
     canvas.legend(sheet, run.prepared.classes, run.prepared.palette, shown)
     return sheet
 
@@ -89,11 +88,9 @@ def dependencies(run: Run, baseline: Run | None, sample: Sample) -> canvas.Sheet
     """Fig. 4.5, of the run and of its baseline."""
     classes = run.prepared.classes
     runs = [one for one in (baseline, run) if one is not None]
-    title = f"Dependency of classes · {' and '.join(one.title for one in runs)} · {sample.title}"
-    side = canvas.side(len(classes))
-    sheet = canvas.sheet(1, len(runs), title, size=(len(runs) * (side + 1.9), side + 1.9))
-    for number, (one, panel) in enumerate(zip(runs, sheet.panels[0], strict=True)):
+    sheet = canvas.matrices(len(runs), classes, ("Dependency of classes", described(runs, sample)))
+    for one, panel in zip(runs, sheet.panels[0], strict=True):
         values_KK = dependency(*centres(one, sample))
         heading = f"{one.config.name}: {on_others(values_KK):.3f} on others"
-        canvas.matrix(sheet, panel, values_KK, classes, heading, limits=(0, 1), label="share of the row", names_left=number == 0)
+        canvas.matrix(sheet, panel, values_KK, classes, heading, limits=(0, 1), label="share of the row")
     return sheet

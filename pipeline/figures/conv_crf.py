@@ -11,7 +11,7 @@ import torch
 from models.layers import resize
 from pipeline.dense_crf import PRESETS, dense_crf
 from pipeline.figures import canvas
-from pipeline.figures.material import Run, Shot, classes_of, look
+from pipeline.figures.material import Run, Shot, classes_of, described, look
 from pipeline.metrics import VOID
 from pipeline.schema import Config
 
@@ -27,15 +27,15 @@ def crfs(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     seen = look(run, shot, ["crf.classifier"])
     unary_1Khw = seen.outputs["crf.classifier"].float()
     probabilities_KHW = resize(unary_1Khw, shot.size)[0].softmax(0).cpu().numpy()
-    full_KHW = dense_crf(probabilities_KHW, shot.pixels_HW3, **PRESETS["conv_crf"])
+    full_KHW = dense_crf(probabilities_KHW, shot.array(), **PRESETS["conv_crf"])
     unary_HW = classes_of(unary_1Khw, shot.size)
-    shown = {"unary": unary_HW, "FullCRF on it": full_KHW.argmax(0).astype(np.uint8), "ConvCRF, trained": seen.ids_HW}
-    sheet = canvas.sheet(2, 5, f"Unary and CRFs · {run.title} · image {shot.pair.name}", shape=shot.size[0] / shot.size[1])
+    shown = {"unary": unary_HW, "FullCRF on it": full_KHW.argmax(0).astype(np.uint8), "ConvCRF, trained": seen.prediction()}
+    sheet = canvas.sheet(2, 5, ("Unary and CRFs", described([run], shot)), shape=shot.shape, scales=[0])
     upper, lower = sheet.panels
-    canvas.picture(upper[0], shot.pixels_HW3, "image")
+    canvas.picture(upper[0], shot.array(), "image")
     canvas.segmentation(upper[1], shot.labels_HW, run.prepared.palette, "labels")
     canvas.heat(sheet, lower[0], probabilities_KHW.max(0), "the unary's confidence", limits=(0, 1))
-    canvas.changes(sheet, lower[1], unary_HW, seen.ids_HW, shot.labels_HW, VOID, "what ConvCRF changed")
+    canvas.changes(sheet, lower[1], unary_HW, seen.prediction(), shot.labels_HW, VOID, "what ConvCRF changed")
     for (title, ids_HW), above, below in zip(shown.items(), upper[2:], lower[2:], strict=True):
         canvas.segmentation(above, ids_HW, run.prepared.palette, title)
         canvas.errors(below, ids_HW, shot.labels_HW, VOID)

@@ -1,9 +1,9 @@
 """CRF-RNN's figure: the label compatibility that was learned.
 
-Zheng et al.: Conditional Random Fields as Recurrent Neural Networks (ICCV 2015), Fig. 5: mu(i, j) is the penalty for label i where a similar
-pixel has label j; it starts as Potts' model, -1 on the diagonal and 0 elsewhere. Our C is added where the paper subtracts, so mu = -C
-(models/crf/mean_field.py); ConvCRF's +C adds M + C M, so there mu = -(1 + C). Beside it the change from its start, which 200 iterations
-leave small.
+Zheng et al.: Conditional Random Fields as Recurrent Neural Networks (ICCV 2015), Fig. 5: mu(i, j) is the penalty for label i where
+a similar pixel has label j; it starts as Potts' model, -1 on the diagonal and 0 elsewhere. Our C is added where the paper subtracts, so
+mu = -C (models/crf/mean_field.py); ConvCRF's +C adds M + C M, so there mu = -(1 + C). Beside it the change from its start, which is
+small after a short training.
 """
 
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.segmenter import Segmenter
 from pipeline.figures import canvas
-from pipeline.figures.material import Run, Sample
+from pipeline.figures.material import Run, Sample, described
 from pipeline.schema import Config
 
 
@@ -23,7 +23,7 @@ def learns_compatibility(config: Config) -> bool:
 
 
 def penalties(model: Segmenter, crf: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """mu (KK) as it was learned, and as it started."""
+    """The penalties mu (KK) as they were learned, and as they started."""
     learned_KK = model.get_submodule("crf.field").get_parameter("compatibility").detach().double().cpu().numpy()
     identity_KK = np.eye(len(learned_KK))
     if crf == "mean_field":
@@ -35,13 +35,9 @@ def compatibility(run: Run, baseline: Run | None, sample: Sample) -> canvas.Shee
     """Fig. 5, and how far training has come."""
     classes = run.prepared.classes
     learned_KK, started_KK = penalties(run.model, run.config.crf.name)
-    side = canvas.side(len(classes))
-    sheet = canvas.sheet(1, 2, f"Learned label compatibility · {run.title}", size=(2 * (side + 1.9), side + 1.9))
-    shown = ((learned_KK, "penalty μ(row, column)", "penalty"), (learned_KK - started_KK, "change from Potts' model", "change"))
-    for number, (values_KK, title, label) in enumerate(shown):
+    sheet = canvas.matrices(2, classes, ("Learned label compatibility", described([run], sample)))
+    shown = ((learned_KK, "penalty μ(row, column)", "penalty"), (learned_KK - started_KK, "change since the start (Potts)", "change"))
+    for panel, (values_KK, title, label) in zip(sheet.panels[0], shown, strict=True):
         most = max(float(np.abs(values_KK).max()), 1e-9)
-        left = {"names_left": number == 0}
-        canvas.matrix(
-            sheet, sheet.panels[0][number], values_KK, classes, title, colours=canvas.DIVERGING, limits=(-most, most), label=label, **left
-        )
+        canvas.matrix(sheet, panel, values_KK, classes, title, colours=canvas.DIVERGING, limits=(-most, most), label=label)
     return sheet

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.heads.decoupled import Decoupled
 from models.layers import resize, size_of
 from pipeline.figures import canvas
-from pipeline.figures.material import Run, Shot, look
+from pipeline.figures.material import Run, Shot, described, look
 from pipeline.schema import Config
 
 THRESHOLD = 0.8  # of an edge's probability: t_b of the paper
@@ -56,16 +56,16 @@ def body_edge(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     merged_CHW = joined_CHW[len(joined_CHW) // 2 :]  # beside F itself, which comes first
     edge_11hw = head.edge_classifier(seen.outputs["head.edge"]).sigmoid()
     edge_HW = resize(edge_11hw.float(), shot.size, align_corners=True)[0, 0].cpu().numpy()
-    sheet = canvas.sheet(2, 3, f"Body and edge · {run.title} · image {shot.pair.name}", shape=shot.size[0] / shot.size[1])
+    sheet = canvas.sheet(2, 3, ("Body and edge", described([run], shot)), shape=shot.shape, scales=[1])
     (first, body, rest), (merged, probability, prior) = sheet.panels
-    canvas.picture(first, shot.pixels_HW3, "image")
+    canvas.picture(first, shot.array(), "image")
     for panel, values_CHW, letter in (
         (body, body_CHW, "(a) F_body"),
-        (rest, rest_CHW, "(b) F − F_body"),
+        (rest, rest_CHW, "(b) F - F_body"),
         (merged, merged_CHW, "(c) merged"),
     ):
         colours_HW3, share = components(values_CHW)
-        canvas.picture(panel, colours_HW3, f"{letter}: 3 components, {100 * share:.0f} % of variance", shot.size)
+        canvas.picture(panel, colours_HW3, f"{letter}, {100 * share:.0f} % of the variance", shot.size)
     canvas.heat(sheet, probability, edge_HW, "probability of an edge", limits=(0, 1))
     canvas.heat(sheet, prior, (edge_HW > THRESHOLD).astype(float), f"(d) edge prior: above {THRESHOLD}", limits=(0, 1), bar=False)
     return sheet
@@ -84,10 +84,8 @@ def flow(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     moved_2hw = displacement(flow_2hw) * np.array([shot.size[1] / w, shot.size[0] / h])[:, None, None]
     length_hw = np.hypot(*moved_2hw)
     angle_hw = np.degrees(np.arctan2(-moved_2hw[1], moved_2hw[0]))  # up is positive, as one sees it
-    title = f"Flow field · {run.title} · image {shot.pair.name}"
-    sheet = canvas.sheet(1, 3, title, shape=shot.size[0] / shot.size[1])
+    sheet = canvas.sheet(1, 3, ("Flow field", described([run], shot)), shape=shot.shape, scales=(1, 2))
     arrows, length, direction = sheet.panels[0]
-    canvas.picture(arrows, shot.pixels_HW3, "where the body takes its features from")
     step = max(1, -(-max(h, w) // ARROWS))
     rows, columns = np.arange(step // 2, h, step), np.arange(step // 2, w, step)
     x, y = (columns + 0.5) * shot.size[1] / w, (rows + 0.5) * shot.size[0] / h
@@ -95,7 +93,7 @@ def flow(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     longest = max(float(np.percentile(np.hypot(u, v), 98)), 1e-6)
     scale = longest / (step * shot.size[1] / w)  # arrows fill their cells
     arrows.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=scale, color=canvas.MARK, width=0.006, headwidth=4)
-    arrows.set_xlabel(f"arrows are drawn {1 / scale:.2g} times as long", fontsize=7)
+    canvas.picture(arrows, shot.array(), f"arrows {1 / scale:.2g} times their length")
     canvas.heat(sheet, length, length_hw, "length", size=shot.size, label="pixels")
     canvas.heat(
         sheet, direction, angle_hw, "direction", size=shot.size, limits=(-180, 180), colours=canvas.CYCLIC, label="degrees; 90 is up"

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from models.crf.embedded import Embedded, MessagePassing
 from models.layers import resize, size_of
 from pipeline.figures import canvas
-from pipeline.figures.material import Run, Sample, Seen, Shot, look
+from pipeline.figures.material import Run, Sample, Seen, Shot, described, look
 from pipeline.schema import Config
 from pipeline.tally import neighbours
 
@@ -64,25 +64,30 @@ def class_weights(run: Run, baseline: Run | None, sample: Sample) -> canvas.Shee
     classes = run.prepared.classes
     partners = Partners.of(count_neighbours(sample, len(classes)))
     names = canvas.named(classes)
-    labels = [f"{names[k]} – {names[l]}" for k, l in zip(partners.classes_P, partners.partners_P, strict=True)]
-    wide = (max(5.5, 1.2 + len(labels) * (0.34 if len(labels) <= 30 else 0.13)), 4.6)
-    title = f"Similarity of adjacent classes' weights · {run.title}{f' and {baseline.title}' if baseline else ''} · {sample.title}"
-    sheet = canvas.sheet(2, 1, title, size=wide)
-    (lines,), (bars,) = sheet.panels
+    labels = [f"{names[one]} / {names[other]}" for one, other in zip(partners.classes_P, partners.partners_P, strict=True)]
+    points = canvas.name_size(len(labels))
+    room = 0.12 + canvas.widest(labels, points)
+    size = (max(4.2, len(labels) * (0.3 if len(labels) <= 30 else 0.115)), 1.7)
+    title = ("Similarity of adjacent classes' weights", described([baseline, run], sample))
+    sheet = canvas.sheet(2, 1, title, size=size, margins=canvas.Margins(left=0.75, below=0.08, right=0.15))
+    canvas.grow(sheet, room)
+    (lines,), (counts,) = sheet.panels
     for other, colour, sign in ((baseline, canvas.BLUE, "o"), (run, canvas.ORANGE, "s")):
         if other is not None:
             cosines_P = partners.cosines(other.model.crf.classifier.weight.flatten(1))
             mean = f" (mean {cosines_P.mean():.3f})" if len(cosines_P) else ""
             lines.plot(cosines_P, color=colour, marker=sign, markersize=3.5, linewidth=1.2, label=canvas.plain(other.config.name) + mean)
     lines.axhline(0, color="black", linewidth=0.5)
-    lines.set_ylabel("cosine of the class weights")
+    lines.set_ylabel("cosine of the weights")
     lines.set_xticks(range(len(labels)), [""] * len(labels))
-    lines.legend(frameon=False, fontsize=7)
-    bars.bar(range(len(labels)), partners.pairs_P, color="#999999", width=0.7)
-    bars.set_yscale("log")
-    bars.set_ylabel("adjacent pixel pairs")
-    bars.set_xticks(range(len(labels)), labels, rotation=90, fontsize=canvas.name_size(len(labels)))
-    for panel in (lines, bars):
+    lines.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+    counts.plot(partners.pairs_P, color="#555555", marker="o", markersize=3, linewidth=1)
+    counts.set_yscale("log")
+    counts.set_ylabel("adjacent pixel pairs")
+    for axis in (counts.yaxis.set_major_formatter, counts.yaxis.set_minor_formatter):
+        axis(lambda value, place: f"{value:,.0f}" if f"{value:.0e}"[0] in "125" else "")
+    counts.set_xticks(range(len(labels)), labels, rotation=90, fontsize=points)
+    for panel in (lines, counts):
         panel.set_xlim(-0.6, max(len(labels), 1) - 0.4)
     return sheet
 
@@ -145,22 +150,21 @@ def messages(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     size = size_of(features_1Chw)
     place = shot.at(size)
     maps = messages_of(module, seen, place)
-    sheet = canvas.sheet(2, 3, f"Messages of one pixel · {run.title} · image {shot.pair.name}", shape=shot.size[0] / shot.size[1])
+    sheet = canvas.sheet(2, 3, ("Messages of one pixel", described([run], shot)), shape=shot.shape, scales=(0, 1, 2))
     (first, appearance, position), (message, taps, region) = sheet.panels
-    canvas.picture(first, shot.pixels_HW3, f"(a) pixel k, of {name_at(run, shot)}")
+    canvas.picture(first, shot.array(), f"(a) pixel k, of {name_at(run, shot)}")
     canvas.heat(sheet, appearance, maps.appearance_hw, "(b) appearance", size=shot.size)
     canvas.heat(sheet, position, maps.position_hw, "(c) position", size=shot.size)
-    canvas.heat(sheet, message, maps.message_hw, "(d) message: μ(j) × ((b) + (c))", size=shot.size)
-    canvas.heat(sheet, taps, np.where(maps.window_hw, maps.message_hw, np.nan), "(e) the messages in k's window", size=shot.size)
+    canvas.heat(sheet, message, maps.message_hw, "(d) message: ((b) + (c)) times μ(j)", size=shot.size)
+    canvas.outline(message, stretched(maps.window_hw, shot.size))
     for panel in (first, appearance, position, message):
         canvas.mark(panel, shot.pixel)
-    zoom(taps, maps.window_hw, shot.size)
-    canvas.outline(message, np.kron(maps.window_hw, np.ones((1, 1))) if size == shot.size else stretched(maps.window_hw, shot.size))
+    canvas.numbers(sheet, taps, taps_of(module, maps, place), "(e) the messages that k adds up")
     canvas.bare(region)
     if run.maps is not None and module.superpixel_weight:
         superpixels_HW = run.maps.open(shot.pair)
         own_HW = superpixels_HW == superpixels_HW[shot.pixel]
-        canvas.picture(region, shot.pixels_HW3, f"(f) k's superpixel, {np.count_nonzero(own_HW)} pixels")
+        canvas.picture(region, shot.array(), f"(f) k's superpixel, {np.count_nonzero(own_HW)} pixels")
         canvas.outline(region, superpixels_HW, "white", 0.3)
         canvas.outline(region, own_HW, canvas.MARK, 1.4)
     return sheet
@@ -178,9 +182,9 @@ def stretched(map_hw: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bo
     return map_hw[np.ix_(rows, columns)]
 
 
-def zoom(panel: canvas.Panel, window_hw: NDArray[np.bool_], size: tuple[int, int]) -> None:
-    """Show the surroundings of the window alone."""
-    rows, columns = (np.flatnonzero(window_hw.any(axis)) for axis in (1, 0))
-    y, x = (whole / own for whole, own in zip(size, window_hw.shape, strict=True))
-    panel.set_xlim((columns[0] - 1) * x, (columns[-1] + 2) * x)
-    panel.set_ylim((rows[-1] + 2) * y, (rows[0] - 1) * y)
+def taps_of(module: MessagePassing, maps: Messages, place: tuple[int, int]) -> NDArray[np.float32]:
+    """The messages of the window as a square, NaN outside the map and where nothing is added."""
+    kernel, dilation = module.window
+    reach = kernel // 2 * dilation
+    padded_hw = np.pad(np.where(maps.window_hw, maps.message_hw, np.nan), reach, constant_values=np.nan)
+    return padded_hw[place[0] : place[0] + 2 * reach + 1 : dilation, place[1] : place[1] + 2 * reach + 1 : dilation]

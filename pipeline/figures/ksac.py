@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.figures import canvas
-from pipeline.figures.material import Run, Shot, look
+from pipeline.figures.material import Run, Shot, described, look
 from pipeline.schema import Config
 
 SIDE = 5  # maps in a row and in a column
@@ -66,13 +66,12 @@ def rates(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     runs = [one for one in (run, baseline) if one is not None]
     found = [maps_of(one, shot) for one in runs]
     columns = 1 + max(map(len, found))
-    title = f"Feature maps of each rate · {' and '.join(one.title for one in runs)} · image {shot.pair.name}"
-    sheet = canvas.sheet(2 * len(runs), columns, title, shape=shot.size[0] / shot.size[1])
+    sheet = canvas.sheet(2 * len(runs), columns, ("Feature maps of each rate", described(runs, shot)), shape=shot.shape)
     for panel in (panel for row in sheet.panels for panel in row):
         canvas.bare(panel)
     for number, (one, maps) in enumerate(zip(runs, found, strict=True)):
         upper, lower = sheet.panels[2 * number : 2 * number + 2]
-        canvas.picture(upper[0], shot.pixels_HW3, one.config.name)
+        canvas.picture(upper[0], shot.array(), one.config.name)
         shared = bool(getattr(one.model.get_submodule("head.pyramid"), "shared", False)) if one.config.head.name == "ksac" else False
         kind = "one kernel for all rates" if shared else "a kernel for each rate"
         lower[0].text(0.5, 0.5, kind, ha="center", va="center", transform=lower[0].transAxes, fontsize=8)

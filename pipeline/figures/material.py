@@ -60,7 +60,11 @@ class Shot:
         return self.pair.height, self.pair.width
 
     @property
-    def pixels_HW3(self) -> NDArray[np.uint8]:
+    def shape(self) -> float:
+        """Height over width."""
+        return self.pair.height / self.pair.width
+
+    def array(self) -> NDArray[np.uint8]:
         """The image as an array."""
         return np.asarray(self.image)
 
@@ -97,10 +101,16 @@ class Seen:
     outputs: Mapping[str, Any]
     size: tuple[int, int]
 
-    @property
-    def ids_HW(self) -> NDArray[np.uint8]:
+    def prediction(self) -> NDArray[np.uint8]:
         """The prediction at the image's size, uint8."""
         return classes_of(self.output.logits_BKhw, self.size, self.output.align_corners)
+
+
+def described(runs: Sequence[Run | None], of: Shot | Sample) -> str:
+    """The line under a figure's title: dataset, runs and seeds, and the image or images."""
+    there = [run for run in runs if run is not None]
+    image = f"image {of.pair.name}" if isinstance(of, Shot) else of.title
+    return " · ".join([there[0].prepared.dataset, *(run.title for run in there), image])
 
 
 def classes_of(logits_BKhw: Tensor, size: tuple[int, int], align_corners: bool = False) -> NDArray[np.uint8]:

@@ -80,13 +80,13 @@ def drawn(
     for choice, image, draw in track(work, len(work), "figures", unit="figures"):
         stem = "-".join([choice.name, choice.run.name, *([] if image is None else [safe_name(image)])])
         try:
-            sheet = draw()
+            with canvas.style():
+                canvas.save(draw(), folder / stem)
         except UserError:
             raise
         except ValueError as error:  # the network's own refusal, as of a size that a learned position does not have
             left_out.append(f"{stem}: {error}")
             continue
-        canvas.save(sheet, folder / stem)
         yield choice, image, stem
 
 
