@@ -231,9 +231,15 @@ def changes(sheet: Sheet, panel: Panel, before_HW: NDArray[np.uint8], after_HW: 
     colours = ((225, 225, 225), (0, 114, 178), (213, 94, 0), (120, 120, 120))
     picture(panel, coloured(np.where(labels_HW == void, void, kinds_HW).astype(np.uint8), colours), title)
     names = ("mended", "spoilt", "wrong still")
-    fields = [Patch(facecolor=[part / 255 for part in colour]) for colour in colours[1:]]
-    inside = {"loc": "lower left", "ncols": 3, "framealpha": 0.85, "borderpad": 0.3, "borderaxespad": 0.2}
+    fields = [Patch(facecolor=shade(colour)) for colour in colours[1:]]
+    inside: dict[str, Any] = {"loc": "lower left", "ncols": 3, "framealpha": 0.85, "borderpad": 0.3, "borderaxespad": 0.2}
     panel.legend(fields, names, **inside, fontsize=5.5, handlelength=0.9, handleheight=0.9, columnspacing=0.7, handletextpad=0.3)
+
+
+def shade(colour: Sequence[int]) -> tuple[float, float, float]:
+    """A colour of 0 to 255 as matplotlib wants it."""
+    red, green, blue = (part / 255 for part in colour)
+    return red, green, blue
 
 
 def legend(sheet: Sheet, classes: Sequence[str], palette: Sequence[Sequence[int]], maps: Sequence[NDArray[np.uint8]]) -> None:
@@ -242,12 +248,12 @@ def legend(sheet: Sheet, classes: Sequence[str], palette: Sequence[Sequence[int]
 
     found = sorted({int(value) for ids_HW in maps for value in np.unique(ids_HW) if value < len(classes)})
     names = named(classes)
-    fields = [Patch(facecolor=[part / 255 for part in palette[id_]], edgecolor="black", linewidth=0.3) for id_ in found]
+    fields = [Patch(facecolor=shade(palette[id_]), edgecolor="black", linewidth=0.3) for id_ in found]
     labels = [names[id_] for id_ in found]
     room = sheet.figure.get_figwidth() / (0.42 + widest(labels, 7))
     columns = max(1, min(int(room), len(found)))
     grow(sheet, 0.1 + 0.17 * -(-len(found) // columns))
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0), "ncols": columns, "frameon": False, "borderaxespad": 0.1}
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0), "ncols": columns, "frameon": False, "borderaxespad": 0.1}
     sheet.figure.legend(fields, labels, **place, fontsize=7, handlelength=1.1, handleheight=1.1, columnspacing=1.2)
 
 

@@ -5,14 +5,18 @@ Teichmann and Cipolla: Convolutional CRFs for Semantic Segmentation (BMVC 2019),
 Gaussian kernels and the paper's hand-set constants (preset `conv_crf` of pipeline/dense_crf.py) on the same unary; ConvCRF is its output.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.layers import resize
 from pipeline.dense_crf import PRESETS, dense_crf
 from pipeline.figures import canvas
 from pipeline.figures.material import Run, Shot, classes_of, described, look
 from pipeline.metrics import VOID
+from pipeline.prepared import Prepared
 from pipeline.schema import Config
 
 
@@ -40,4 +44,20 @@ def crfs(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
         canvas.segmentation(above, ids_HW, run.prepared.palette, title)
         canvas.errors(below, ids_HW, shot.labels_HW, VOID)
     canvas.legend(sheet, run.prepared.classes, run.prepared.palette, [shot.labels_HW, *shown.values()])
+    return sheet
+
+
+def denoised(
+    image_HW3: NDArray[np.uint8], labels_HW: NDArray[np.uint8], made: Mapping[str, NDArray[np.uint8]], prepared: Prepared, about: str
+) -> canvas.Sheet:
+    """Fig. 1 of the synthetic task: the image, the labels, the noisy ones (unary) and what each CRF made of them, errors below."""
+    title = ("Denoising of labels", f"{prepared.dataset} · {about}")
+    sheet = canvas.sheet(2, 1 + len(made), title, shape=labels_HW.shape[0] / labels_HW.shape[1])
+    (first, *upper), (labels, *lower) = sheet.panels
+    canvas.picture(first, image_HW3, "image")
+    canvas.segmentation(labels, labels_HW, prepared.palette, "labels")
+    for (name, ids_HW), above, below in zip(made.items(), upper, lower, strict=True):
+        canvas.segmentation(above, ids_HW, prepared.palette, name)
+        canvas.errors(below, ids_HW, labels_HW, VOID)
+    canvas.legend(sheet, prepared.classes, prepared.palette, [labels_HW, *made.values()])
     return sheet

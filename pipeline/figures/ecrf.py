@@ -126,7 +126,8 @@ def messages_of(module: MessagePassing, seen: Seen, place: tuple[int, int]) -> M
         message_hw = message_hw / (module.window[0] ** 2 - (not module.centre))
     elif module.normalization == "absolute":
         message_hw = message_hw / message_hw[window_hw].abs().sum()
-    return Messages(*(values_hw.float().cpu().numpy() for values_hw in (appearance_hw, position_hw, message_hw)), window_hw.cpu().numpy())
+    appearance, position, message = (values_hw.float().cpu().numpy() for values_hw in (appearance_hw, position_hw, message_hw))
+    return Messages(appearance, position, message, window_hw.cpu().numpy())
 
 
 def window(module: MessagePassing, size: tuple[int, int], place: tuple[int, int]) -> Tensor:

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from models.heads.deeplab import DeepLab
+from models.heads.ksac import KSAC
+from models.segmenter import Segmenter
 from pipeline.figures import canvas
 from pipeline.figures.material import Run, Shot, described, look
 from pipeline.schema import Config
@@ -29,13 +32,17 @@ def has_rates(config: Config) -> bool:
     return config.head.name == "deeplab" or (config.head.name == "ksac" and not config.head.options.get("shared", True))
 
 
-def branches(model: nn.Module) -> dict[int, str]:
+def branches(model: Segmenter) -> dict[int, str]:
     """The submodules after which a head's feature maps of each rate are complete, by rate."""
-    head = model.get_submodule("head")
-    if hasattr(head, "pyramid"):
-        return {rate: f"head.pyramid.norms.{index}" for index, rate in enumerate(head.pyramid.rates)}
-    atrous = head.get_submodule("aspp.atrous")
-    return {branch[0].dilation[0]: f"head.aspp.atrous.{index}" for index, branch in enumerate(atrous.children())}
+    if isinstance(model.head, KSAC):
+        return {rate: f"head.pyramid.norms.{index}" for index, rate in enumerate(model.head.pyramid.rates)}
+    assert isinstance(model.head, DeepLab)
+    found = {}
+    for index, branch in enumerate(model.head.aspp.atrous):
+        first = branch.get_submodule("0")
+        assert isinstance(first, nn.Conv2d)
+        found[int(first.dilation[0])] = f"head.aspp.atrous.{index}"
+    return found
 
 
 def maps_of(run: Run, shot: Shot) -> dict[int, NDArray[np.float32]]:
@@ -72,7 +79,7 @@ def rates(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     for number, (one, maps) in enumerate(zip(runs, found, strict=True)):
         upper, lower = sheet.panels[2 * number : 2 * number + 2]
         canvas.picture(upper[0], shot.array(), one.config.name)
-        shared = bool(getattr(one.model.get_submodule("head.pyramid"), "shared", False)) if one.config.head.name == "ksac" else False
+        shared = isinstance(one.model.head, KSAC) and one.model.head.pyramid.shared
         kind = "one kernel for all rates" if shared else "a kernel for each rate"
         lower[0].text(0.5, 0.5, kind, ha="center", va="center", transform=lower[0].transAxes, fontsize=8)
         groups = liveliest(list(maps.values()), SIDE**2) if shared else [liveliest([values], SIDE**2)[0] for values in maps.values()]

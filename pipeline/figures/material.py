@@ -156,7 +156,7 @@ def telling_pixel(labels_HW: NDArray[np.uint8]) -> tuple[int, int]:
     best: tuple[tuple[float, float], tuple[int, int]] | None = None
     for class_ in np.unique(labels_HW[labels_HW != VOID]):
         regions_HW, count = ndimage.label(labels_HW == class_)
-        depth_HW = ndimage.distance_transform_edt(np.pad(labels_HW == class_, 1))[1:-1, 1:-1]
+        depth_HW = np.asarray(ndimage.distance_transform_edt(np.pad(labels_HW == class_, 1)))[1:-1, 1:-1]
         areas = np.bincount(regions_HW.ravel(), minlength=count + 1)
         for number, place in enumerate(ndimage.maximum_position(depth_HW, regions_HW, range(1, count + 1)), start=1):
             depth = float(depth_HW[place])
