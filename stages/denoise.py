@@ -23,6 +23,8 @@ PAPER = {
     "Conv11": (98.97, 93.74, 52), "Conv13": (98.99, 93.89, 73),
 }  # fmt: skip
 
+DRAWN = ("unary", "FullCRF", "Conv5", "Conv11", "Conv11, trained")
+
 
 def main() -> None:
     """The command."""
@@ -82,7 +84,8 @@ def experiment(params: Params, noise: "Noise", options: argparse.Namespace) -> d
     results, kept = denoising.compare(methods, found, classes, noise, keep=2)
     for case, made in kept:
         with canvas.style():
-            sheet = conv_crf.denoised(case.image_HW3, case.labels_HW, made, manifest, f"image {case.name}, noise of seed {options.seed}")
+            drawn = {name: made[name] for name in DRAWN if name in made}
+            sheet = conv_crf.denoised(case.image_HW3, case.labels_HW, drawn, manifest, f"image {case.name}, noise of seed {options.seed}")
             canvas.save(sheet, options.out / f"denoising-{safe_name(case.name)}")
     about = {"dataset": manifest.dataset, "split": split, "images": len(pairs), "noise": asdict(noise), "seed": options.seed}
     return about | {"steps": options.steps, "methods": results, "learned": numbers}

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.figures import canvas
+from pipeline.figures import canvas, panels
 from pipeline.figures.ecrf import name_at
 from pipeline.figures.material import Run, Seen, Shot, described, look
 from pipeline.metrics import VOID
@@ -99,15 +99,15 @@ def attention(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     ]
     sheet = canvas.sheet(2, 5, ("Spatial and channel attention", described([run], shot)), shape=shot.shape, scales=(0, 1))
     upper, lower = sheet.panels
-    canvas.picture(upper[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
-    canvas.segmentation(upper[1], shot.labels_HW, palette, "labels")
+    panels.picture(upper[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
+    panels.segmentation(upper[1], shot.labels_HW, palette, "labels")
     weights_hw = attention_at(found.both, shot.at(found.both.outputs[ATTENTION].shape[-2:]))
-    canvas.heat(sheet, lower[0], weights_hw, "spatial: what the pixel takes", size=shot.size)
-    canvas.heat(sheet, lower[1], turned(found.both, parts(run)[1]), "channel: how far gates turn it", size=shot.size)
+    panels.heat(sheet, lower[0], weights_hw, "spatial: what the pixel takes", size=shot.size)
+    panels.heat(sheet, lower[1], turned(found.both, parts(run)[1]), "channel: how far gates turn it", size=shot.size)
     for panel in (upper[0], lower[0]):
-        canvas.mark(panel, shot.pixel)
+        panels.mark(panel, shot.pixel)
     for (title, seen), above, below in zip(predictions, upper[2:], lower[2:], strict=True):
-        canvas.segmentation(above, seen.prediction(), palette, title)
-        canvas.errors(below, seen.prediction(), shot.labels_HW, VOID)
+        panels.segmentation(above, seen.prediction(), palette, title)
+        panels.errors(below, seen.prediction(), shot.labels_HW, VOID)
     canvas.legend(sheet, run.prepared.classes, palette, [shot.labels_HW, *(seen.prediction() for _, seen in predictions)])
     return sheet

@@ -154,44 +154,6 @@ def bare(panel: Panel, title: str = "") -> None:
     heading(panel, title)
 
 
-def picture(panel: Panel, pixels_HW3: NDArray[Any], title: str, size: tuple[int, int] | None = None) -> None:
-    """An RGB image; size: the height and width in pixels that it is stretched to."""
-    height, width = size or pixels_HW3.shape[:2]
-    panel.imshow(pixels_HW3, extent=(0, width, height, 0))
-    bare(panel, title)
-
-
-def heat(sheet: Sheet, panel: Panel, values_HW: NDArray[Any], title: str, *, size: tuple[int, int] | None = None, colours: str = SEQUENTIAL,
-         limits: tuple[float, float] | None = None, label: str = "", bar: bool = True) -> None:  # fmt: skip
-    """A map of numbers with its scale; size as in `picture`, limits: the values of the scale's ends."""
-    height, width = size or values_HW.shape
-    low, high = limits or (float(np.nanmin(values_HW)), float(np.nanmax(values_HW)))
-    drawn = panel.imshow(values_HW, cmap=colours, vmin=low, vmax=high, extent=(0, width, height, 0))
-    bare(panel, title)
-    if bar:
-        scale(sheet, panel, drawn, label)
-
-
-def numbers(sheet: Sheet, panel: Panel, values_NN: NDArray[Any], title: str) -> None:
-    """A small square of numbers, written into their fields."""
-    values_NN = np.ma.masked_invalid(values_NN)
-    drawn = panel.imshow(values_NN, cmap=SEQUENTIAL)
-    middle = (float(values_NN.min()) + float(values_NN.max())) / 2
-    for (row, column), value in np.ndenumerate(values_NN.filled(np.nan)):
-        if not np.isnan(value) and len(values_NN) <= 7:
-            colour = "black" if value > middle else "white"
-            panel.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)
-    bare(panel, title)
-    scale(sheet, panel, drawn, "")
-
-
-def mark(panel: Panel, pixel: tuple[int, int], size: float = 6.0) -> None:
-    """A ring about a pixel (row, column) of the image."""
-    place = ([pixel[1] + 0.5], [pixel[0] + 0.5])
-    panel.plot(*place, "o", markersize=size, markerfacecolor="none", markeredgecolor="white", markeredgewidth=2.4)
-    panel.plot(*place, "o", markersize=size, markerfacecolor="none", markeredgecolor=MARK, markeredgewidth=1.2)
-
-
 def outline(panel: Panel, regions_HW: NDArray[Any], colour: str = "white", width: float = 0.5) -> None:
     """Thin lines between the regions of a label map that has the image's size."""
     from matplotlib.patches import PathPatch
@@ -207,20 +169,6 @@ def outline(panel: Panel, regions_HW: NDArray[Any], colour: str = "white", width
         panel.add_patch(PathPatch(path, fill=False, edgecolor=colour, linewidth=width, capstyle="projecting"))
 
 
-def segmentation(panel: Panel, ids_HW: NDArray[np.uint8], palette: Sequence[Sequence[int]], title: str) -> None:
-    """Class ids in the classes' colours, void hatched."""
-    picture(panel, coloured(ids_HW, palette), title)
-
-
-def errors(panel: Panel, ids_HW: NDArray[np.uint8], labels_HW: NDArray[np.uint8], void: int) -> None:
-    """Wrong pixels in dark on light grey, void hatched; the title is the share of right ones."""
-    known_HW = labels_HW != void
-    wrong_HW = (ids_HW != labels_HW) & known_HW
-    share = 1 - np.count_nonzero(wrong_HW) / max(np.count_nonzero(known_HW), 1)
-    title = f"errors; {100 * share:.1f} % are right"
-    picture(panel, coloured(np.where(known_HW, wrong_HW, void).astype(np.uint8), ((225, 225, 225), (150, 20, 60))), title)
-
-
 def changes(sheet: Sheet, panel: Panel, before_HW: NDArray[np.uint8], after_HW: NDArray[np.uint8], labels_HW: NDArray[np.uint8], void: int,
             title: str) -> None:  # fmt: skip
     """What became right, what became wrong, and what is wrong in another way."""
@@ -229,7 +177,8 @@ def changes(sheet: Sheet, panel: Panel, before_HW: NDArray[np.uint8], after_HW: 
     right_before, right_after = before_HW == labels_HW, after_HW == labels_HW
     kinds_HW = np.select([before_HW == after_HW, right_after, right_before], [0, 1, 2], 3).astype(np.uint8)
     colours = ((225, 225, 225), (0, 114, 178), (213, 94, 0), (120, 120, 120))
-    picture(panel, coloured(np.where(labels_HW == void, void, kinds_HW).astype(np.uint8), colours), title)
+    panel.imshow(coloured(np.where(labels_HW == void, void, kinds_HW).astype(np.uint8), colours))
+    bare(panel, title)
     names = ("mended", "spoilt", "wrong still")
     fields = [Patch(facecolor=shade(colour)) for colour in colours[1:]]
     inside: dict[str, Any] = {"loc": "lower left", "ncols": 3, "framealpha": 0.85, "borderpad": 0.3, "borderaxespad": 0.2}
@@ -262,18 +211,6 @@ def matrices(count: int, classes: Sequence[str], title: tuple[str, str]) -> Shee
     side = max(2.6, len(classes) * (0.17 if len(classes) <= 30 else 0.1))
     room = 0.12 + widest(named(classes), name_size(len(classes)))
     return sheet(1, count, title, size=(side, side), scales=range(count), margins=Margins(left=room, below=room))
-
-
-def matrix(sheet: Sheet, panel: Panel, values_KK: NDArray[Any], classes: Sequence[str], title: str, *, colours: str = SEQUENTIAL,
-           limits: tuple[float, float], label: str = "") -> None:  # fmt: skip
-    """A matrix over classes with their names on both axes."""
-    drawn = panel.imshow(values_KK, cmap=colours, vmin=limits[0], vmax=limits[1])
-    names, places = named(classes), range(len(classes))
-    panel.set_xticks(places, names, rotation=90, fontsize=name_size(len(classes)))
-    panel.set_yticks(places, names, fontsize=name_size(len(classes)))
-    panel.tick_params(length=2, width=0.4, pad=2)
-    heading(panel, title)
-    scale(sheet, panel, drawn, label)
 
 
 def widest(texts: Sequence[str], points: float) -> float:

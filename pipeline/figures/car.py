@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.layers import size_of
 from models.losses.car import labels_at
-from pipeline.figures import canvas
+from pipeline.figures import canvas, panels
 from pipeline.figures.ecrf import name_at
 from pipeline.figures.material import Run, Sample, Shot, described, look
 from pipeline.metrics import VOID
@@ -43,15 +43,15 @@ def relations(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
         seen = look(one, shot, ["projection"])
         features_CHW = seen.outputs["projection"][0][0]
         if number == 0:
-            canvas.picture(row[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
-            canvas.mark(row[0], shot.pixel)
+            panels.picture(row[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
+            panels.mark(row[0], shot.pixel)
         else:
-            canvas.segmentation(row[0], shot.labels_HW, run.prepared.palette, "labels")
+            panels.segmentation(row[0], shot.labels_HW, run.prepared.palette, "labels")
         similar_hw = relation(features_CHW, shot.at(size_of(features_CHW)))
-        canvas.heat(sheet, row[1], similar_hw, f"{one.config.name}: z · z of the pixel", size=shot.size)
-        canvas.mark(row[1], shot.pixel)
-        canvas.segmentation(row[2], seen.prediction(), run.prepared.palette, f"{one.config.name}: prediction")
-        canvas.errors(row[3], seen.prediction(), shot.labels_HW, VOID)
+        panels.heat(sheet, row[1], similar_hw, f"{one.config.name}: z · z of the pixel", size=shot.size)
+        panels.mark(row[1], shot.pixel)
+        panels.segmentation(row[2], seen.prediction(), run.prepared.palette, f"{one.config.name}: prediction")
+        panels.errors(row[3], seen.prediction(), shot.labels_HW, VOID)
         shown.append(seen.prediction())
     canvas.legend(sheet, run.prepared.classes, run.prepared.palette, shown)
     return sheet
@@ -92,5 +92,5 @@ def dependencies(run: Run, baseline: Run | None, sample: Sample) -> canvas.Sheet
     for one, panel in zip(runs, sheet.panels[0], strict=True):
         values_KK = dependency(*centres(one, sample))
         heading = f"{one.config.name}: {on_others(values_KK):.3f} on others"
-        canvas.matrix(sheet, panel, values_KK, classes, heading, limits=(0, 1), label="share of the row")
+        panels.matrix(sheet, panel, values_KK, classes, heading, limits=(0, 1), label="share of the row")
     return sheet

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.layers import resize
 from pipeline.dense_crf import PRESETS, dense_crf
-from pipeline.figures import canvas
+from pipeline.figures import canvas, panels
 from pipeline.figures.material import Run, Shot, classes_of, described, look
 from pipeline.metrics import VOID
 from pipeline.prepared import Prepared
@@ -36,13 +36,13 @@ def crfs(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     shown = {"unary": unary_HW, "FullCRF on it": full_KHW.argmax(0).astype(np.uint8), "ConvCRF, trained": seen.prediction()}
     sheet = canvas.sheet(2, 5, ("Unary and CRFs", described([run], shot)), shape=shot.shape, scales=[0])
     upper, lower = sheet.panels
-    canvas.picture(upper[0], shot.array(), "image")
-    canvas.segmentation(upper[1], shot.labels_HW, run.prepared.palette, "labels")
-    canvas.heat(sheet, lower[0], probabilities_KHW.max(0), "the unary's confidence", limits=(0, 1))
+    panels.picture(upper[0], shot.array(), "image")
+    panels.segmentation(upper[1], shot.labels_HW, run.prepared.palette, "labels")
+    panels.heat(sheet, lower[0], probabilities_KHW.max(0), "the unary's confidence", limits=(0, 1))
     canvas.changes(sheet, lower[1], unary_HW, seen.prediction(), shot.labels_HW, VOID, "what ConvCRF changed")
     for (title, ids_HW), above, below in zip(shown.items(), upper[2:], lower[2:], strict=True):
-        canvas.segmentation(above, ids_HW, run.prepared.palette, title)
-        canvas.errors(below, ids_HW, shot.labels_HW, VOID)
+        panels.segmentation(above, ids_HW, run.prepared.palette, title)
+        panels.errors(below, ids_HW, shot.labels_HW, VOID)
     canvas.legend(sheet, run.prepared.classes, run.prepared.palette, [shot.labels_HW, *shown.values()])
     return sheet
 
@@ -54,10 +54,10 @@ def denoised(
     title = ("Denoising of labels", f"{prepared.dataset} · {about}")
     sheet = canvas.sheet(2, 1 + len(made), title, shape=labels_HW.shape[0] / labels_HW.shape[1])
     (first, *upper), (labels, *lower) = sheet.panels
-    canvas.picture(first, image_HW3, "image")
-    canvas.segmentation(labels, labels_HW, prepared.palette, "labels")
+    panels.picture(first, image_HW3, "image")
+    panels.segmentation(labels, labels_HW, prepared.palette, "labels")
     for (name, ids_HW), above, below in zip(made.items(), upper, lower, strict=True):
-        canvas.segmentation(above, ids_HW, prepared.palette, name)
-        canvas.errors(below, ids_HW, labels_HW, VOID)
+        panels.segmentation(above, ids_HW, prepared.palette, name)
+        panels.errors(below, ids_HW, labels_HW, VOID)
     canvas.legend(sheet, prepared.classes, prepared.palette, [labels_HW, *made.values()])
     return sheet

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.segmenter import Segmenter
-from pipeline.figures import canvas
+from pipeline.figures import canvas, panels
 from pipeline.figures.material import Run, Sample, described
 from pipeline.schema import Config
 
@@ -39,5 +39,5 @@ def compatibility(run: Run, baseline: Run | None, sample: Sample) -> canvas.Shee
     shown = ((learned_KK, "penalty μ(row, column)", "penalty"), (learned_KK - started_KK, "change since the start (Potts)", "change"))
     for panel, (values_KK, title, label) in zip(sheet.panels[0], shown, strict=True):
         most = max(float(np.abs(values_KK).max()), 1e-9)
-        canvas.matrix(sheet, panel, values_KK, classes, title, colours=canvas.DIVERGING, limits=(-most, most), label=label)
+        panels.matrix(sheet, panel, values_KK, classes, title, colours=canvas.DIVERGING, limits=(-most, most), label=label)
     return sheet

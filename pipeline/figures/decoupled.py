@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.heads.decoupled import Decoupled
 from models.layers import resize, size_of
-from pipeline.figures import canvas
+from pipeline.figures import canvas, panels
 from pipeline.figures.material import Run, Shot, described, look
 from pipeline.schema import Config
 
@@ -58,16 +58,16 @@ def body_edge(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     edge_HW = resize(edge_11hw.float(), shot.size, align_corners=True)[0, 0].cpu().numpy()
     sheet = canvas.sheet(2, 3, ("Body and edge", described([run], shot)), shape=shot.shape, scales=[1])
     (first, body, rest), (merged, probability, prior) = sheet.panels
-    canvas.picture(first, shot.array(), "image")
+    panels.picture(first, shot.array(), "image")
     for panel, values_CHW, letter in (
         (body, body_CHW, "(a) F_body"),
         (rest, rest_CHW, "(b) F - F_body"),
         (merged, merged_CHW, "(c) merged"),
     ):
         colours_HW3, share = components(values_CHW)
-        canvas.picture(panel, colours_HW3, f"{letter}, {100 * share:.0f} % of the variance", shot.size)
-    canvas.heat(sheet, probability, edge_HW, "probability of an edge", limits=(0, 1))
-    canvas.heat(sheet, prior, (edge_HW > THRESHOLD).astype(float), f"(d) edge prior: above {THRESHOLD}", limits=(0, 1), bar=False)
+        panels.picture(panel, colours_HW3, f"{letter}, {100 * share:.0f} % of the variance", shot.size)
+    panels.heat(sheet, probability, edge_HW, "probability of an edge", limits=(0, 1))
+    panels.heat(sheet, prior, (edge_HW > THRESHOLD).astype(float), f"(d) edge prior: above {THRESHOLD}", limits=(0, 1), bar=False)
     return sheet
 
 
@@ -93,9 +93,9 @@ def flow(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     longest = max(float(np.percentile(np.hypot(u, v), 98)), 1e-6)
     scale = longest / (step * shot.size[1] / w)  # arrows fill their cells
     arrows.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=scale, color=canvas.MARK, width=0.006, headwidth=4)
-    canvas.picture(arrows, shot.array(), f"arrows {1 / scale:.2g} times their length")
-    canvas.heat(sheet, length, length_hw, "length", size=shot.size, label="pixels")
-    canvas.heat(
+    panels.picture(arrows, shot.array(), f"arrows {1 / scale:.2g} times their length")
+    panels.heat(sheet, length, length_hw, "length", size=shot.size, label="pixels")
+    panels.heat(
         sheet, direction, angle_hw, "direction", size=shot.size, limits=(-180, 180), colours=canvas.CYCLIC, label="degrees; 90 is up"
     )
     for panel in (length, direction):

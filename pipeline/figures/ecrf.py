@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from models.crf.embedded import Embedded, MessagePassing
 from models.layers import resize, size_of
-from pipeline.figures import canvas
+from pipeline.figures import canvas, panels
 from pipeline.figures.material import Run, Sample, Seen, Shot, described, look
 from pipeline.schema import Config
 from pipeline.tally import neighbours
@@ -153,19 +153,19 @@ def messages(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     maps = messages_of(module, seen, place)
     sheet = canvas.sheet(2, 3, ("Messages of one pixel", described([run], shot)), shape=shot.shape, scales=(0, 1, 2))
     (first, appearance, position), (message, taps, region) = sheet.panels
-    canvas.picture(first, shot.array(), f"(a) pixel k, of {name_at(run, shot)}")
-    canvas.heat(sheet, appearance, maps.appearance_hw, "(b) appearance", size=shot.size)
-    canvas.heat(sheet, position, maps.position_hw, "(c) position", size=shot.size)
-    canvas.heat(sheet, message, maps.message_hw, "(d) message: ((b) + (c)) times μ(j)", size=shot.size)
+    panels.picture(first, shot.array(), f"(a) pixel k, of {name_at(run, shot)}")
+    panels.heat(sheet, appearance, maps.appearance_hw, "(b) appearance", size=shot.size)
+    panels.heat(sheet, position, maps.position_hw, "(c) position", size=shot.size)
+    panels.heat(sheet, message, maps.message_hw, "(d) message: ((b) + (c)) times μ(j)", size=shot.size)
     canvas.outline(message, stretched(maps.window_hw, shot.size))
     for panel in (first, appearance, position, message):
-        canvas.mark(panel, shot.pixel)
-    canvas.numbers(sheet, taps, taps_of(module, maps, place), "(e) the messages that k adds up")
+        panels.mark(panel, shot.pixel)
+    panels.numbers(sheet, taps, taps_of(module, maps, place), "(e) the messages that k adds up")
     canvas.bare(region)
     if run.maps is not None and module.superpixel_weight:
         superpixels_HW = run.maps.open(shot.pair)
         own_HW = superpixels_HW == superpixels_HW[shot.pixel]
-        canvas.picture(region, shot.array(), f"(f) k's superpixel, {np.count_nonzero(own_HW)} pixels")
+        panels.picture(region, shot.array(), f"(f) k's superpixel, {np.count_nonzero(own_HW)} pixels")
         canvas.outline(region, superpixels_HW, "white", 0.3)
         canvas.outline(region, own_HW, canvas.MARK, 1.4)
     return sheet

@@ -14,7 +14,7 @@ from torch import nn
 from models.heads.deeplab import DeepLab
 from models.heads.ksac import KSAC
 from models.segmenter import Segmenter
-from pipeline.figures import canvas
+from pipeline.figures import canvas, panels
 from pipeline.figures.material import Run, Shot, described, look
 from pipeline.schema import Config
 
@@ -78,12 +78,12 @@ def rates(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
         canvas.bare(panel)
     for number, (one, maps) in enumerate(zip(runs, found, strict=True)):
         upper, lower = sheet.panels[2 * number : 2 * number + 2]
-        canvas.picture(upper[0], shot.array(), one.config.name)
+        panels.picture(upper[0], shot.array(), one.config.name)
         shared = isinstance(one.model.head, KSAC) and one.model.head.pyramid.shared
         kind = "one kernel for all rates" if shared else "a kernel for each rate"
         lower[0].text(0.5, 0.5, kind, ha="center", va="center", transform=lower[0].transAxes, fontsize=8)
         groups = liveliest(list(maps.values()), SIDE**2) if shared else [liveliest([values], SIDE**2)[0] for values in maps.values()]
         for (rate, values_CHW), channels, big, many in zip(maps.items(), groups, upper[1:], lower[1:], strict=False):
-            canvas.heat(sheet, big, values_CHW[channels[0]], f"rate {rate}, channel {channels[0]}", size=shot.size, bar=False)
-            canvas.heat(sheet, many, mosaic(values_CHW[channels]), "", bar=False, limits=(0, 1))
+            panels.heat(sheet, big, values_CHW[channels[0]], f"rate {rate}, channel {channels[0]}", size=shot.size, bar=False)
+            panels.heat(sheet, many, mosaic(values_CHW[channels]), "", bar=False, limits=(0, 1))
     return sheet

@@ -22,6 +22,8 @@ from pipeline.restored import check_belongs, restored
 from pipeline.schema import Config
 from pipeline.superpixels import SuperpixelMaps, read_set
 
+COARSE = 256  # pixels of the shorter side at which objects are looked for
+
 
 @dataclass(frozen=True)
 class Run:
@@ -154,6 +156,8 @@ def telling_pixel(labels_HW: NDArray[np.uint8]) -> tuple[int, int]:
     from scipy import ndimage
 
     best: tuple[tuple[float, float], tuple[int, int]] | None = None
+    step = max(1, min(labels_HW.shape) // COARSE)
+    whole_HW, labels_HW = labels_HW, labels_HW[::step, ::step]
     for class_ in np.unique(labels_HW[labels_HW != VOID]):
         regions_HW, count = ndimage.label(labels_HW == class_)
         depth_HW = np.asarray(ndimage.distance_transform_edt(np.pad(labels_HW == class_, 1)))[1:-1, 1:-1]
@@ -163,8 +167,8 @@ def telling_pixel(labels_HW: NDArray[np.uint8]) -> tuple[int, int]:
             large = 2 * depth > min(labels_HW.shape) / 10
             rank = (0.0, float(areas[number])) if large else (1.0, -depth)
             if best is None or rank < best[0]:
-                best = rank, (int(place[0]), int(place[1]))
-    return best[1] if best else (labels_HW.shape[0] // 2, labels_HW.shape[1] // 2)
+                best = rank, (int(place[0]) * step, int(place[1]) * step)
+    return best[1] if best else (whole_HW.shape[0] // 2, whole_HW.shape[1] // 2)
 
 
 @torch.no_grad()
