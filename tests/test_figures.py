@@ -334,6 +334,8 @@ def test_names_are_shown_as_they_are_and_short() -> None:
     assert shown[2] == "street ??"
     assert shown[3] == "class 3"
     assert len(shown[4]) == canvas.LONGEST
+    assert shown[5] == "class 5"
+    assert len(set(canvas.named([f"{'y' * 40} {number}" for number in range(150)]))) == 150
     with canvas.style():
         sheet = canvas.matrices(1, HOSTILE, ("Title $x", "of " + "long " * 100))
         panels.matrix(sheet, sheet.panels[0][0], np.eye(7), HOSTILE, "$\\frac", limits=(0, 1), label="$")

@@ -6,6 +6,7 @@ of colour vision. Names of classes, runs and images are shown as they are: never
 
 import io
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,13 +120,12 @@ def plain(text: str) -> str:
 
 
 def named(names: Sequence[str]) -> list[str]:
-    """Names of classes for axes and legends: cut where long; by number where the font has none of a name's signs."""
-    shown = []
-    for number, name in enumerate(names):
-        text = plain(name)
-        text = text if text.strip("? ") or not text.strip() else f"class {number}"
-        shown.append(text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…")
-    return shown
+    """Names of classes for axes and legends: cut where long, numbered where that makes two alike or the font has no sign."""
+    texts = [plain(name) for name in names]
+    texts = [text if text.strip("? ") else f"class {number}" for number, text in enumerate(texts)]
+    shown = [text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…" for text in texts]
+    count = Counter(shown)
+    return [text if count[text] == 1 else f"{text[: LONGEST - 5]} #{number}" for number, text in enumerate(shown)]
 
 
 def _signs() -> frozenset[int]:

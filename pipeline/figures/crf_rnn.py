@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.segmenter import Segmenter
 from pipeline.figures import canvas, panels
-from pipeline.figures.material import Run, Sample, described
+from pipeline.figures.material import Run, Sample
 from pipeline.schema import Config
 
 
@@ -35,7 +35,7 @@ def compatibility(run: Run, baseline: Run | None, sample: Sample) -> canvas.Shee
     """Fig. 5, and how far training has come."""
     classes = run.prepared.classes
     learned_KK, started_KK = penalties(run.model, run.config.crf.name)
-    sheet = canvas.matrices(2, classes, ("Learned label compatibility", described([run], sample)))
+    sheet = canvas.matrices(2, classes, ("Learned label compatibility", f"{run.prepared.dataset} · {run.title}"))
     shown = ((learned_KK, "penalty μ(row, column)", "penalty"), (learned_KK - started_KK, "change since the start (Potts)", "change"))
     for panel, (values_KK, title, label) in zip(sheet.panels[0], shown, strict=True):
         most = max(float(np.abs(values_KK).max()), 1e-9)

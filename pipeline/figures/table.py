@@ -33,9 +33,9 @@ def is_plain(config: Config) -> bool:
 FIGURES: Mapping[str, Figure] = {
     "class-weights": Figure(
         source="Zhu et al., E-CRF (ICLR 2023), Fig. 1(a)",
-        caption="For each class the class that it touches most (over the labels; pairs with most adjacent pixels first), and the cosine "
-        "between the weights that the classifier has for the two. Lower is better told apart: E-CRF is to lower it for classes "
-        "that touch often, at the left. The bars are the numbers of adjacent pixel pairs, on a logarithmic scale.",
+        caption="For each class the class that it touches most (over the labels; pairs with most adjacent pixels first), and the "
+        "cosine between the weights that the classifier has for the two. Lower is better told apart: E-CRF is to lower it for classes "
+        "that touch often, at the left. Below are the numbers of adjacent pixel pairs, on a logarithmic scale.",
         fits=lambda config: config.crf.name == "embedded", needs="crf embedded",
         of_sample=ecrf.class_weights, beside=is_plain,
     ),
