@@ -10,13 +10,16 @@ from typing import Any, TypeVar
 
 from pipeline import schema
 from pipeline.errors import UserError
+from pipeline.figures import NAMES
 from pipeline.profiles import Launch, load_profile, profile_name
 from pipeline.schema import Config, DenseCRF, Evaluation, Params
 from pipeline.strict import Section, adapter, names, parse, read_yaml, suggestion
 
 T = TypeVar("T")
 PARAMS = Path("params.yaml")
-SECTIONS = ("data", "superpixels", "backbone", "auxiliary", "train", "methods", "finetunes", "evaluate", "evaluations", "tune", "launch")
+SECTIONS = (
+    "data", "superpixels", "backbone", "auxiliary", "train", "methods", "finetunes", "evaluate", "evaluations", "figures", "tune", "launch",
+)  # fmt: skip
 RUN_KEYS = ("head", "crf", "loss", "superpixels", "projection", "backbone", "auxiliary", "train")
 FINETUNE_KEYS = ("from", "freeze", "images", "alternate")
 
@@ -38,7 +41,8 @@ def load(file: Path = PARAMS, launch: Launch | None = None) -> Params:
     if not top.part("evaluations").raw:
         raise UserError(f"{file}: evaluations is empty: there would be nothing to report; add one, as in fcn: {{of: fcn}}")
     evaluations = {name: read_evaluation(top, name, {**methods, **finetunes}, launch) for name in top.part("evaluations").raw}
-    made = {"methods": methods, "finetunes": finetunes, "evaluations": evaluations}
+    figures = read_figures(top, {**methods, **finetunes})
+    made = {"methods": methods, "finetunes": finetunes, "evaluations": evaluations, "figures": figures}
     return Params(path=file, data=data, superpixels=sets, **made, tune=tune, launch=launch)
 
 
@@ -162,6 +166,20 @@ def read_evaluation(top: Section, name: str, runs: Mapping[str, Config], launch:
         sizes = f"stride {list(evaluation.stride)} is larger than window {list(evaluation.window)}"
         raise UserError(f"{top.file}: {entry.place}: {sizes}: pixels would be left out")
     return evaluation
+
+
+def read_figures(top: Section, runs: Mapping[str, Config]) -> schema.Figures:
+    """What the papers' figures are made of; the section may be left out."""
+    section = Section(top.raw.get("figures") or {}, top.file, "figures")
+    figures = section.parse(schema.Figures)
+    for figure, chosen in figures.runs.items():
+        if figure not in NAMES:
+            raise UserError(f"{top.file}: figures.runs: {figure!r} is no figure{suggestion(figure, NAMES)}")
+        for name in chosen:
+            find(runs, name, f"figures.runs.{figure}: methods and finetunes", top.file)
+    if figures.baseline is not None:
+        find(runs, figures.baseline, "figures.baseline: methods and finetunes", top.file)
+    return figures
 
 
 def read_dense_crf(section: Section) -> DenseCRF:

@@ -30,7 +30,7 @@ from pipeline.metrics import VOID, mean_scores
 from pipeline.monitor import device_name
 from pipeline.prepared import Pair, Prepared
 from pipeline.progress import track
-from pipeline.restored import restored
+from pipeline.restored import check_belongs, restored
 from pipeline.schema import Evaluation
 from pipeline.superpixels import SuperpixelMaps, read_set
 from pipeline.tally import PROTOCOLS, Tally, adjacent_cosine
@@ -130,22 +130,8 @@ def load(task: Task, seed: int) -> tuple[Weights, Network]:
     weights = read_weights(path)
     stage = "train" if weights.config.finetune is None else "finetune"
     again = f"train again with `uv run dvc repro {stage}@{task.evaluation.of}`"
-    if weights.classes != task.prepared.classes:
-        difference = f"({listed(weights.classes)}) than {task.prepared.dataset} ({listed(task.prepared.classes)})"
-        raise UserError(f"{path} has other classes {difference}: {again}")
-    if weights.config.superpixel_set is not None:
-        manifest = store.manifest_of(weights.superpixels["set"])
-        if not manifest.is_file():
-            remedy = f"run `uv run dvc repro superpixels@{manifest.stem}`"
-            raise UserError(f"{manifest}, which {path} was trained with, does not exist: {remedy}")
-        if files.sha256(manifest) != weights.superpixels["sha256"]:
-            raise UserError(f"{path} was trained with other superpixels than {manifest} has now: {again}")
+    check_belongs(weights, path, task.prepared, again)
     return weights, restored(weights, path, task.device, again)
-
-
-def listed(names: Sequence[str]) -> str:
-    """A few names for a message."""
-    return ", ".join(names[:6]) + (f" ... {len(names)} in all" if len(names) > 6 else "")
 
 
 def count(task: Task, seed: int, weights: Weights, network: Network) -> Tally:

@@ -191,6 +191,24 @@ class Evaluation:
     launch: Launch
 
 
+def several(raw: Any) -> Any:
+    """One name as a list of one."""
+    return [raw] if isinstance(raw, str) else raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What the papers' figures are made of. Null: the first run that fits, the evaluations' split, a telling pixel, the first seed."""
+
+    images: Positive | Annotated[tuple[str, ...], Field(min_length=1)] = 2  # a number of them, evenly spread, or their names
+    pixel: tuple[Whole, Whole] | None = None  # row, column; null: the midst of the smallest object that is not a speck
+    runs: Mapping[str, Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(several)]] = field(default_factory=dict)  # by figure
+    baseline: str | None = None  # the run beside others; null: of those without crf the one that differs least
+    split: str | None = None
+    seed: Whole | None = None
+    sample: Positive | None = 100  # images that class centres and adjacent pixels are counted over; null: all of the split
+
+
 @dataclass(frozen=True, kw_only=True)
 class Params:
     """All of params.yaml. A run's config carries its first seed; `Config.train.seeds` has all."""
@@ -201,5 +219,6 @@ class Params:
     methods: Mapping[str, Config]
     finetunes: Mapping[str, Config]
     evaluations: Mapping[str, Evaluation]
+    figures: Figures
     tune: Mapping[str, Any]  # as it stands: `pipeline.search` reads it
     launch: Launch

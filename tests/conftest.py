@@ -72,6 +72,7 @@ TINY: dict[str, Any] = {
     "finetunes": {},
     "evaluate": {"split": "val", "mode": "whole", "scales": [0.75, 1.0], "flip": True, "radii": [1, 3]},
     "evaluations": {"fcn": {"of": "fcn"}, "ecrf": {"of": "ecrf"}},
+    "figures": {"images": 1, "sample": 4},
     "launch": "profile.yaml",
 }  # fmt: skip
 PROFILE = {

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 EVERYTHING = {
     "download", "prepare", "superpixels@none", "superpixels@slic", "train@fcn", "train@ecrf", "evaluate@fcn", "evaluate@ecrf", "report",
+    "figures",
 }  # fmt: skip
 
 
@@ -84,6 +85,7 @@ def test_the_first_run_made_everything_and_the_second_does_nothing(copy: Copy) -
         assert list((copy.folder / f"results/{name}/pictures").glob("*.png"))
     assert (copy.folder / "report/index.md").is_file()
     assert (copy.folder / "report/index.html").is_file()
+    assert list((copy.folder / "figures").glob("messages-ecrf-*.svg"))
     ran, said = copy.repro()
     assert ran == set(), said
     assert subprocess.run(["git", "status", "--short"], cwd=copy.folder, capture_output=True, text=True).stdout.split() == [
@@ -105,7 +107,7 @@ def test_one_methods_number_retrains_that_method(copy: Copy) -> None:
     before = copy.weights("fcn"), copy.weights("ecrf")
     copy.params["methods"]["ecrf"]["head"]["rates"] = [1, 3]
     ran, said = copy.repro()
-    assert ran == {"train@ecrf", "evaluate@ecrf", "report"}
+    assert ran == {"train@ecrf", "evaluate@ecrf", "report", "figures"}
     assert "ecrf, seed 0: training from step 0" in said
     assert copy.weights("fcn") == before[0]
     assert copy.weights("ecrf") != before[1]
@@ -117,7 +119,7 @@ def test_one_methods_file_retrains_that_method(copy: Copy) -> None:
     path.write_text(path.read_text() + "# edited\n")
     ran, said = copy.repro()
     assert ran >= {"train@fcn"}
-    assert ran <= {"train@fcn", "evaluate@fcn", "report"}
+    assert ran <= {"train@fcn", "evaluate@fcn", "report", "figures"}
     assert "fcn, seed 0: training from step 0" in said
     assert "code.models/heads/fcn.py changed" in said
     assert copy.weights("ecrf") == before
@@ -126,13 +128,13 @@ def test_one_methods_file_retrains_that_method(copy: Copy) -> None:
 def test_another_count_of_superpixels_touches_its_readers_alone(copy: Copy) -> None:
     copy.params["superpixels"]["slic"]["segments"] = 20
     ran, _ = copy.repro()
-    assert ran == {"superpixels@slic", "train@ecrf", "evaluate@ecrf", "report"}
+    assert ran == {"superpixels@slic", "train@ecrf", "evaluate@ecrf", "report", "figures"}
 
 
 def test_another_seed_trains_that_seed(copy: Copy) -> None:
     copy.params["train"]["seeds"] = [0, 1]
     ran, said = copy.repro()
-    assert ran == {"train@fcn", "train@ecrf", "evaluate@fcn", "evaluate@ecrf", "report"}
+    assert ran == {"train@fcn", "train@ecrf", "evaluate@fcn", "evaluate@ecrf", "report", "figures"}
     for name in ("fcn", "ecrf"):
         assert f"{name}, seed 0: finished before" in said
         assert f"{name}, seed 1: training from step 0" in said
