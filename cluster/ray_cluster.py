@@ -8,20 +8,18 @@ worker, changes nothing.
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.snapshot import snapshot
 from pipeline.distributed import cores
 from pipeline.errors import UserError, explained
 from pipeline.profiles import Launch, Ray
 from pipeline.progress import warn
 
-ROOT = Path(__file__).parent.parent
-CODE = ("models", "pipeline", "cluster", "stages")
 TRAVELS = ("DATA_STORE", "MLFLOW_", "HF_", "TORCH_HOME", "NCCL_", "GLOO_")  # variables, by how their names begin, that workers get too
 # How Ray behaves, where the user's environment says nothing: no telemetry, workers' lines as they were printed, failures seen soon
 # (a report waits for the controller's next look), no metrics agent, and processes without a GPU see none.
@@ -34,15 +32,19 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
-# A cluster of our own: no token in the home folder, and nobody who would announce that its machine is taken away.
-OWN = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+# A cluster of our own: no token in the home folder, nobody who would announce that its machine is taken away, and workers that
+# wait for the processor no longer than other programs do.
+OWN = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0"}
 PROBE = 5.0  # seconds in which an address must answer
 OBJECTS = 128 << 20  # bytes of shared memory for Ray's own objects, where the cluster is ours: tensors never go there
 
 
 @contextlib.contextmanager
-def cluster(launch: Launch, options: Ray) -> Iterator[None]:
-    """Be the driver of a job on the profile's cluster; a cluster that was started here ends with it."""
+def cluster(launch: Launch, options: Ray, *, shown: bool = True) -> Iterator[None]:
+    """Be the driver of a job on the profile's cluster; a cluster that was started here ends with it.
+
+    `shown`: whether what workers print appears here.
+    """
     for name, value in (QUIET | ({} if options.address else OWN)).items():
         os.environ.setdefault(name, value)
     if options.address is None:
@@ -55,9 +57,11 @@ def cluster(launch: Launch, options: Ray) -> Iterator[None]:
 
     variables = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
     try:
-        with snapshot() as code:
-            ray.init(**where, runtime_env={"working_dir": str(code), "env_vars": variables}, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        environment = {"working_dir": str(snapshot()), "env_vars": variables}
+        ray.init(**where, runtime_env=environment, logging_level=logging.WARNING, log_to_driver=shown)
+    except UserError:
+        raise
+    except Exception as error:  # Ray has no class of its own for what keeps it from starting
         ray.shutdown()
         raise UserError(unreachable(options.address, error)) from None
     try:
@@ -89,15 +93,6 @@ def unreachable(address: str | None, error: Exception) -> str:
     if address == "auto":
         return f"no Ray cluster runs on this machine (`ray start --head`, or profile ray-local, which starts its own): {reason}"
     return f"no Ray cluster answers at {address}: {reason}"
-
-
-@contextlib.contextmanager
-def snapshot() -> Iterator[Path]:
-    """A copy of the project's code as it is now, to be sent to the nodes."""
-    with tempfile.TemporaryDirectory(prefix="code-") as folder:
-        for name in CODE:
-            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.tmp"))
-        yield Path(folder)
 
 
 def refuse_impossible(launch: Launch, options: Ray, fewest: int) -> None:
