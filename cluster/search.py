@@ -63,7 +63,7 @@ def search(wanted: Search, folder: Path, given: Room, iterations: int, trials: T
                 search_alg=Chooser(wanted, trials), scheduler=asha(wanted, heights, trials), num_samples=1 << 30,
                 max_concurrent_trials=wanted.concurrent, trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(name=BOOKS, storage_path=storage, verbose=0, callbacks=[Follower(trials, told)]),
+            run_config=tune.RunConfig(name=folder.name, storage_path=storage, verbose=0, callbacks=[Follower(trials, told)]),
         ).fit()  # fmt: skip
     shutil.rmtree(folder / BOOKS, ignore_errors=True)
 

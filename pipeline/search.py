@@ -232,7 +232,7 @@ def settings(params: Params, search: Search) -> dict[str, Any]:
         del evaluation[key]
     for key in ("trials", "concurrent"):
         del tune[key]
-    return {"run": values, "evaluation": evaluation, "tune": tune, "superpixels.version": superpixels.VERSION}
+    return {**values, "evaluation": evaluation, "tune": tune, "superpixels.version": superpixels.VERSION}
 
 
 def fingerprint_of(settings: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import config, files, suggestions, trials
 from pipeline import fingerprint as fingerprints
@@ -24,6 +24,9 @@ from pipeline.strict import read_yaml
 from pipeline.trials import Outcome, Trials
 from stages.command import run
 
+if TYPE_CHECKING:
+    from cluster.room import Room
+
 FOLDER = Path("tune")
 SETTINGS = "settings.json"
 
@@ -35,13 +38,17 @@ def main() -> None:
     wanted = searches.read(params)
     check(params)
     check_prepared(params)
+
+    from cluster.room import room
+
+    given = room(params.launch, wanted)
     settings = searches.settings(params, wanted)
     name = searches.fingerprint_of(settings)
     folder = FOLDER / f"search-{name}"
     with files.locked(folder / "lock", f"the search {folder}"):
         begin(folder, settings)
         with mirrored(folder, params.data.dataset, wanted.run, name, settings["tune"], params.launch.tracking):
-            go_on(params, wanted, folder)
+            go_on(params, wanted, folder, given)
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -57,11 +64,9 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
     files.write_json(folder / SETTINGS, dict(settings))
 
 
-def go_on(params: Params, wanted: Search, folder: Path) -> None:
+def go_on(params: Params, wanted: Search, folder: Path, given: "Room") -> None:
     """Run what is left of the search, and publish."""
-    from cluster.room import room
-
-    given, found, count = room(params.launch, wanted), Trials(folder), suggestions.size(wanted)
+    found, count = Trials(folder), suggestions.size(wanted)
     if found.all:
         left = len(found.unfinished)
         print(f"{folder}: of {count} trials {len(found.all) - left} have ended before" + (f", {left} go on" if left else ""))
