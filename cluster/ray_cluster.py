@@ -34,15 +34,19 @@ QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # after which an elastic start that waits for a lost node asks for fewer
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
-OWN = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # on a cluster of our own nobody would announce that its machine is taken away
+# A cluster of our own: nobody announces that its machine is taken away, and workers wait for the processor no longer than other programs.
+OWN = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0"}
 TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 PROBE = 5.0  # seconds in which an address must answer
 OBJECTS = 128 << 20  # bytes of shared memory for Ray's own objects, where the cluster is ours: tensors never go there
 
 
 @contextlib.contextmanager
-def cluster(options: Ray, code: Path) -> Iterator[None]:
-    """Be the driver of a job that runs `code` on the profile's cluster; a cluster that was started here ends with it."""
+def cluster(options: Ray, code: Path, *, shown: bool = True) -> Iterator[None]:
+    """Be the driver of a job that runs `code` on the profile's cluster; a cluster that was started here ends with it.
+
+    `shown`: whether what workers print appears here.
+    """
     for name, value in (QUIET | ({} if options.address else OWN)).items():
         os.environ.setdefault(name, value)
     if options.address is None:
@@ -56,8 +60,9 @@ def cluster(options: Ray, code: Path) -> Iterator[None]:
 
     variables = {name: value for name, value in os.environ.items() if name.startswith(TRAVELS)}
     try:
-        ray.init(**where, runtime_env={"working_dir": str(code), "env_vars": variables}, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
+        environment = {"working_dir": str(code), "env_vars": variables}
+        ray.init(**where, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=shown)
+    except Exception as error:  # Ray has no class of its own for what keeps it from starting
         ray.shutdown()
         raise UserError(unreachable(options.address, error)) from None
     try:

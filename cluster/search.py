@@ -1,136 +1,171 @@
-"""A search with Ray Tune: it chooses values, starts trials beside one another, and ends those that are behind.
+"""A search with Ray Tune, which runs trials beside one another and ends those that are behind.
 
-Optuna's TPE, random values or a grid choose; ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020) ends. What
-a trial does is pipeline/trial.py; here it is a process that reports (steps, mIoU).
+ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020) ends trials; what is tried next is pipeline/suggestions.py,
+what a trial does pipeline/trial.py. Ray's own books are not used to go on: the trials are known by pipeline/trials.py, so that a search
+that was killed at any time loses nothing, and one that is done takes more trials.
 """
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from pipeline import files
-from pipeline.profiles import Launch
-from pipeline.search import Range, Search, Value
-from pipeline.trial import RECORD, Trial, scores
+import ray
+from ray import tune
+from ray.exceptions import RayError, RayTaskError
+from ray.tune import Callback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
 
-NAME = "ray"  # the search's own folder holds Ray's state under this name
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_GLOBAL_CHECKPOINT_S": "2"}
+from cluster.ray_cluster import cluster, writable_storage
+from cluster.room import Room, refuse_impossible
+from cluster.snapshot import snapshot
+from pipeline import suggestions
+from pipeline.errors import UserError, words
+from pipeline.lifeline import die_with_parent
+from pipeline.search import Search
+from pipeline.trial import Trial, rungs, scores
+from pipeline.trials import Outcome, State, Trials, place, read_record
+
+BOOKS = "ray"  # the folder of Ray's own books, in the search's
+# No files for other tools beside the trials, no tables, no handler that would take Ctrl-C for the end of the search, books seldom, and
+# trials may end without a score.
+QUIET = {
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+LOST = "its process was lost: killed, as when memory runs out, or its node went away"
+Told = Callable[[Outcome], None]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended: its values, its score after so many steps (null: none), why it failed or null, and its seconds."""
+def search(wanted: Search, folder: Path, given: Room, iterations: int, trials: Trials, told: Told) -> None:
+    """Run the search in `folder`, or go on with it, until all its trials have ended; `told` hears of each score and each end."""
+    if not trials.unfinished and suggestions.suggest(wanted, trials.all) is None:
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray.tune", "ray.train", "ray.air"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is told by us
+    first = Trial.of(Path.cwd(), folder, wanted, {}, given.launch)
+    storage = writable_storage(given.options) if given.options.storage else {"storage_path": str((folder / BOOKS).absolute())}
+    heights = len(rungs(wanted, iterations, given.launch.log_every))
+    with cluster(given.options, snapshot(), shown=False):  # each trial has a log of its own
+        refuse_impossible(given, wanted, ray.nodes())
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(run, first=first), {"cpu": given.cpus, "gpu": given.gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=Chooser(wanted, trials), scheduler=asha(wanted, heights, trials), num_samples=1 << 30,
+                max_concurrent_trials=wanted.concurrent, trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(name=folder.name, **storage, verbose=0, callbacks=[Follower(trials, told)]),
+        ).fit()  # fmt: skip
+    shutil.rmtree(folder / BOOKS, ignore_errors=True)
 
-    values: Mapping[str, Value]
-    steps: int
-    miou: float | None
-    failure: str | None
-    seconds: float
+
+def asha(wanted: Search, heights: int, trials: Trials) -> ASHAScheduler | None:
+    """Who ends trials early: one who knows every score so far. Rung number i is told as reduction**i, which is how ASHA counts."""
+    if not wanted.asha or heights < 2:
+        return None
+    top = wanted.reduction ** (heights - 1)
+    scheduler = ASHAScheduler(time_attr="height", metric="miou", mode="max", max_t=top, grace_period=1, reduction_factor=wanted.reduction)
+    for outcome in trials.all:
+        known: Any = SimpleNamespace(trial_id=f"known-{outcome.number}")
+        scheduler.on_trial_add(None, known)  # type: ignore[arg-type]
+        for index, (_, miou) in enumerate(outcome.scores):
+            scheduler.on_trial_result(None, known, {"height": wanted.reduction**index, "miou": miou})  # type: ignore[arg-type]
+        scheduler.on_trial_remove(None, known)  # type: ignore[arg-type]
+    return scheduler
 
 
-def search(wanted: Search, folder: Path, launch: Launch, iterations: int) -> list[Outcome]:
-    """Run the search in `folder`, or go on with it; all trials that there have been."""
-    os.environ.update(QUIET)
-    import ray
-    from ray import tune
+def run(config: dict[str, Any], *, first: Trial) -> None:
+    """One trial, in a process of Ray's. What fails stands in the trial's own record."""
+    from cluster.local import launch
 
-    variables = {**QUIET, "PYTHONPATH": str(Path(__file__).parents[1])}  # where a trial's process finds this code
-    ray.init(
-        address="local", num_cpus=wanted.concurrent, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-        runtime_env={"env_vars": variables},
-    )  # fmt: skip
-    try:
-        trainable = tune.with_resources(
-            tune.with_parameters(run, wanted=wanted, root=str(Path.cwd()), folder=str(folder.absolute()), launch=launch), {"cpu": 1}
+    die_with_parent()  # Ray's, which dies with the command: nobody trains on
+    trial = first.at(config["values"])
+    if not trial.folder.parents[1].is_dir():
+        raise UserError(
+            f"node {socket.gethostname()} does not share the project's folder {trial.root}: Ray's nodes need it on a common disk"
         )
-        state = folder.absolute() / NAME
-        if tune.Tuner.can_restore(str(state)):
-            tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, param_space=param_space(wanted))
+    try:
+        for index, steps, miou in scores(trial, launch):
+            tune.report({"miou": miou, "steps": steps, "height": trial.search.reduction**index})
+    except Exception:
+        if not read_record(trial.folder.parents[1], trial.values).get("failure"):
+            raise
+
+
+class Chooser(Searcher):
+    """Ray's form of what is tried next: the trials that a kill left unfinished, then new ones."""
+
+    def __init__(self, wanted: Search, trials: Trials) -> None:
+        super().__init__(metric="miou", mode="max")
+        self.wanted, self.trials, self.waiting = wanted, trials, trials.unfinished
+
+    def suggest(self, trial_id: str) -> Any:
+        """Ray asks this whenever there is room for a trial."""
+        if self.waiting:
+            chosen = self.waiting.pop(0)
+        elif (values := suggestions.suggest(self.wanted, self.trials.all)) is None:
+            return Searcher.FINISHED
         else:
-            tuner = tune.Tuner(
-                trainable,
-                param_space=param_space(wanted),
-                tune_config=tune_config(wanted, iterations),
-                run_config=tune.RunConfig(name=NAME, storage_path=str(folder.absolute()), verbose=1),
-            )
-        tuner.fit()
-    finally:
-        ray.shutdown()
-    return outcomes(folder)
+            chosen = self.trials.begin(values)
+        return {"number": chosen.number, "values": dict(chosen.values)}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """The trials' own records say it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing that is not on the disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing that is not on the disk."""
 
 
-def run(values: dict[str, Value], *, wanted: Search, root: str, folder: str, launch: Launch) -> None:
-    """One trial, in a process of Ray's."""
-    from ray import tune
+class Follower(Callback):
+    """Notes how trials end."""
 
-    for steps, miou in scores(Trial.of(Path(root), Path(folder), wanted, values, launch)):
-        tune.report({"miou": miou, "steps": steps})
+    def __init__(self, trials: Trials, told: Told) -> None:
+        self.trials, self.told = trials, told
 
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """A trial was scored; of its last score its end tells."""
+        outcome = self.trials.scored(trial.config["number"])
+        if "miou" in result and outcome.steps < read_record(self.trials.folder, outcome.values)["iterations"]:
+            self.told(outcome)
 
-def param_space(wanted: Search) -> dict[str, Any]:
-    """Ray's form of the ranges."""
-    return {path: domain(entry, wanted) for path, entry in wanted.space.items()}
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial came to its end, was ended by ASHA, or failed and said why."""
+        outcome = self.trials.scored(trial.config["number"])
+        record = read_record(self.trials.folder, outcome.values)
+        if record.get("failure"):
+            self.close(outcome, "failed", record["failure"])
+        else:
+            self.close(outcome, "finished" if outcome.steps >= record["iterations"] else "early")
 
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process was lost, or could not start."""
+        self.close(self.trials.scored(trial.config["number"]), "failed", how(trial.get_pickled_error()))
 
-def domain(entry: Range, wanted: Search) -> Any:
-    """Ray's form of one range."""
-    from ray import tune
-
-    if wanted.algorithm == "grid":
-        return tune.grid_search(points(entry, wanted.points))
-    if entry.values is not None:
-        return tune.choice(list(entry.values))
-    low, high = entry.low, entry.high
-    assert low is not None
-    assert high is not None
-    if entry.whole:
-        return tune.lograndint(int(low), int(high) + 1) if entry.log else tune.randint(int(low), int(high) + 1)
-    return tune.loguniform(low, high) if entry.log else tune.uniform(low, high)
-
-
-def points(entry: Range, count: int) -> list[Value]:
-    """The values of a range that a grid visits."""
-    import numpy as np
-
-    if entry.values is not None:
-        return list(entry.values)
-    assert entry.low is not None
-    assert entry.high is not None
-    made = np.geomspace(entry.low, entry.high, count) if entry.log else np.linspace(entry.low, entry.high, count)
-    return list(dict.fromkeys(round(value) if entry.whole else float(value) for value in made.tolist()))
+    def close(self, outcome: Outcome, state: State, reason: str | None = None) -> None:
+        """Note an end, and delete what the trial would have gone on from."""
+        ended = self.trials.end(outcome.number, state, reason)
+        for folder in place(self.trials.folder, outcome.values).glob("runs/*/checkpoints"):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.told(ended)
 
 
-def tune_config(wanted: Search, iterations: int) -> Any:
-    """Who chooses, who ends trials, and how many there are."""
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-
-    if wanted.algorithm == "tpe":
-        from optuna.samplers import TPESampler
-        from ray.tune.search.optuna import OptunaSearch
-
-        chooser: Any = OptunaSearch(metric="miou", mode="max", sampler=TPESampler(seed=wanted.seed))
-    else:
-        chooser = BasicVariantGenerator(random_state=wanted.seed)
-    scheduler = None
-    if wanted.asha:
-        grace = max(1, round(wanted.grace * iterations))
-        scheduler = ASHAScheduler(time_attr="steps", max_t=iterations, grace_period=grace, reduction_factor=wanted.reduction)
-    return tune.TuneConfig(
-        metric="miou", mode="max", search_alg=chooser, scheduler=scheduler,
-        num_samples=1 if wanted.algorithm == "grid" else wanted.trials, max_concurrent_trials=wanted.concurrent,
-    )  # fmt: skip
-
-
-def outcomes(folder: Path) -> list[Outcome]:
-    """What the trials' own records say."""
-    found = []
-    for place in sorted(folder.glob(f"trials/*/{RECORD}")):
-        record = files.read_json(place, "delete it, and its trial is done again")
-        steps = max(map(int, record["scores"]), default=0)
-        found.append(Outcome(record["values"], steps, record["scores"].get(str(steps)), record["failure"], record["seconds"]))
-    return found
+def how(error: Exception | None) -> str:
+    """Why a trial's process ended before the trial did."""
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    if error is None or isinstance(error, RayError):
+        return LOST
+    return words(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

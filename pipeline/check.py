@@ -37,6 +37,10 @@ def check(params: Params) -> None:
                 f"{params.path}: evaluations.{evaluation.name}: {params.data.dataset} has no split {evaluation.split!r}"
                 f"{suggestion(evaluation.split, dataset.splits)}"
             )
+    if params.tune:
+        from pipeline import search
+
+        search.check(params, dataset.splits, len(dataset.classes))
 
 
 def check_data(params: Params) -> Any:

@@ -26,7 +26,12 @@ FINETUNE_KEYS = ("from", "freeze", "images", "alternate")
 
 def load(file: Path = PARAMS, launch: Launch | None = None) -> Params:
     """Read params.yaml and the launch profile that it, or `LAUNCH`, names, unless one is given."""
-    top = read_yaml(file).only(SECTIONS)
+    return resolved(read_yaml(file), launch)
+
+
+def resolved(top: Section, launch: Launch | None = None) -> Params:
+    """The content of params.yaml as its sections' types; `load` reads it from the file."""
+    file = top.only(SECTIONS).file
     launch = launch or load_profile(profile_name(top))
     data = read_data(top.part("data"))
     sets = read_superpixels(top.part("superpixels"))

@@ -9,7 +9,7 @@ publish the old weights.
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ CODE = (
     "pipeline/distributed.py",
     "pipeline/checkpoint.py",
 )
+SCORING = ("pipeline/evaluation.py", "pipeline/inference.py", "pipeline/metrics.py", "pipeline/tally.py")  # a trial's score, besides
 
 
 def code_files(config: Config) -> tuple[str, ...]:
@@ -75,6 +76,24 @@ def stamp(config: Config) -> Config:
         parent=parent_hash(config),
     )
     return replace(config, inputs=inputs)
+
+
+def search_inputs(configs: Sequence[Config]) -> Inputs:
+    """What the trials of a search depend on besides their settings; the configs stand for them, one for each part that they may name.
+
+    Their superpixels are made from the prepared images as they need them, so that there is no manifest of these yet.
+    """
+    first = configs[0]
+    pretrained = [config.backbone.pretrained for config in configs if isinstance(config.backbone.pretrained, Path)]
+    paths = [store.PREPARED, *(path for path in pretrained if path.is_file())]
+    code = {path for config in configs for path in code_files(config)} | set(SCORING)
+    libraries = {library for config in configs for library in (*LIBRARIES, *backbone.libraries(config.backbone.name))}
+    return Inputs(
+        manifests={path.as_posix(): files.sha256(path) for path in paths},
+        code={path: tree_hash(ROOT / path) for path in sorted(code)},
+        versions={name: importlib.metadata.version(name) for name in sorted(libraries)},
+        parent=parent_hash(first),
+    )
 
 
 def manifest_hashes(config: Config) -> dict[str, str]:

@@ -8,29 +8,40 @@ import json
 import os
 import select
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import lifeline
 from pipeline.attempt import ATTEMPT, Attempt, address, read_attempt, reason, shown
+from pipeline.search_tracking import SearchCopy
 from pipeline.tracking import Copy
 
 
 def follow(file: Path, every: float) -> None:
     """Mirror the attempt in `file` every so many seconds until the input ends, and once after that."""
-    copy, warned, ended = None, False, False
+    held: list[Copy] = []  # what MLflow has; after a failure it is asked again
+
+    def once() -> None:
+        attempt = read_attempt(file)
+        copy = held.pop() if held else Copy(attempt)
+        copy.send(attempt)
+        held.append(copy)
+
+    repeat(once, every, f"the training goes on, its record stays in {file.parent}")
+
+
+def repeat(once: Callable[[], None], every: float, consequence: str) -> None:
+    """Call `once` every so many seconds until the input ends, and once after that; less than 0 means now and never again."""
+    warned, ended = False, False
     while not ended:
         ended = bool(select.select([sys.stdin], [], [], 0)[0])  # asked before the pass, so that the last pass sees everything
         try:
-            attempt = read_attempt(file)
-            copy = copy or Copy(attempt)
-            copy.send(attempt)
+            once()
             warned = False
         except Exception as error:
-            copy = None  # ask MLflow again what it has
             if not warned:
-                complain(f"the training goes on, its record stays in {file.parent}", error)
+                complain(consequence, error)
             warned = True
         ended = ended or every < 0
         if not ended:
@@ -44,11 +55,15 @@ def complain(consequence: str, error: Exception) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """`follow FILE SECONDS`, `results` (the order on the input), or files of attempts to send once more."""
+    """`follow FILE SECONDS`, `search FILE SECONDS`, `results` (the order on the input), or files of attempts to send once more."""
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
         if arguments[0] == "follow":
             lifeline.die_with_parent()
             follow(Path(arguments[1]), float(arguments[2]))
+        elif arguments[0] == "search":
+            lifeline.die_with_parent()
+            held = SearchCopy(Path(arguments[1]))
+            repeat(held.send, float(arguments[2]), f"the search goes on, its trials stay in {held.file.parent}")
         elif arguments[0] == "results":
             lifeline.die_with_parent()
             order = json.load(sys.stdin)

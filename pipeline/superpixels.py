@@ -137,17 +137,25 @@ def ensure(pair: Pair, settings: SuperpixelSet) -> tuple[MapFile, bool]:
     """A pair's map in the store, computed unless an intact one is there, and whether it was computed."""
     file = key(Path(pair.image).stem, settings) + ".png"
     path = store.path(KIND, file)
-    segments = intact(file, pair) if path.is_file() else None
-    computed = segments is None
+    segments, computed = intact(file, pair) if path.is_file() else None, False
     if segments is None:
-        try:
-            labels_HW = label_map(np.asarray(open_image(pair)), settings)
-        except UserError as error:
-            raise UserError(f"superpixels of {pair.name}: {error}") from None
-        with files.replacing(path) as output:
-            Image.fromarray(labels_HW.astype(np.uint16)).save(output, format="PNG")
-        segments = int(labels_HW.max()) + 1
+        with files.locked(path.parent / ".lock", str(path), wait=True):  # another run may be at this map
+            if path.is_file():
+                segments = intact(file, pair)
+            if segments is None:
+                segments, computed = compute(pair, settings, path), True
     return MapFile(file, files.sha256(path), segments), computed
+
+
+def compute(pair: Pair, settings: SuperpixelSet, path: Path) -> int:
+    """Write a pair's map to `path`; returns its number of superpixels."""
+    try:
+        labels_HW = label_map(np.asarray(open_image(pair)), settings)
+    except UserError as error:
+        raise UserError(f"superpixels of {pair.name}: {error}") from None
+    with files.replacing(path) as output:
+        Image.fromarray(labels_HW.astype(np.uint16)).save(output, format="PNG")
+    return int(labels_HW.max()) + 1
 
 
 def intact(file: str, pair: Pair) -> int | None:

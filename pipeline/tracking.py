@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -167,8 +167,8 @@ class Copy:
         keys = [key for key in run.data.metrics if "/" not in key]  # the others are evaluations'
         self.steps = {key: max(value.step for value in self.client.get_metric_history(self.id, key)) for key in keys}
 
-    def send(self, attempt: Attempt) -> None:
-        """Send what MLflow lacks: parameters, tags, rows after the last step it has, and the status."""
+    def send(self, attempt: Attempt, rows: Sequence[dict[str, Any]] | None = None) -> None:
+        """Send what MLflow lacks: parameters, tags, rows (the record's, unless given) after the last step it has, and the status."""
         from mlflow.entities import Metric, Param, RunTag
 
         settings = flat(attempt.settings, ".")
@@ -181,14 +181,15 @@ class Copy:
         for some in parts([RunTag(key, value) for key, value in changed.items()], PARAMETERS):
             self.client.log_batch(self.id, tags=some)
         self.tags |= changed
-        rows = read_record(Path(attempt.record)) if attempt.record else []
+        if rows is None:
+            rows = read_record(Path(attempt.record)) if attempt.record else []
         news = [Metric(key, value, stamp, step) for key, value, stamp, step in self.news(rows)]
         for some in parts(news, BATCH):
             self.client.log_batch(self.id, metrics=some)
             self.steps |= {metric.key: metric.step for metric in some}
         self.set_status(attempt)
 
-    def news(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, float, int, int]]:
+    def news(self, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, int, int]]:
         """Key, value, time (ms) and step of what lies beyond the copy. A tail that was cut and logged again is there already."""
         for row in rows:
             stamp = self.start + int(1000 * row["seconds"] if number(row.get("seconds")) else row["step"])
@@ -224,6 +225,17 @@ class Copy:
         for path in pictures:
             self.client.log_artifact(self.id, str(path), f"{evaluation}/pictures" if path.parent.name == "pictures" else evaluation)
         self.client.log_batch(self.id, tags=[RunTag(f"{evaluation}.digest", digest)])
+
+    def send_files(self, paths: Sequence[Path]) -> None:
+        """The files as artifacts, unless the copy has exactly these."""
+        from mlflow.entities import RunTag
+
+        digest = hashlib.sha256("".join(path.name + files.sha256(path) for path in paths).encode()).hexdigest()
+        if paths and self.tags.get("files.digest") != digest:
+            for path in paths:
+                self.client.log_artifact(self.id, str(path))
+            self.client.log_batch(self.id, tags=[RunTag("files.digest", digest)])
+            self.tags["files.digest"] = digest
 
 
 def connect() -> Any:

@@ -1,6 +1,6 @@
 """One trial of a search: a small project folder of its own, trained and scored.
 
-    tune/<search>/trials/<hash of the values>/    params.yaml with the values in it; data/, runs/ and results/ as in any project
+    tune/search-<fingerprint>/trials/<hash of the values>/    params.yaml with the values in it; data/, runs/ and results/ as in any project
 
 Images, labels and superpixels stay in the one store, so that trials which run at the same time share the work, and a set of superpixels
 is computed once, whoever needs it first. A trial trains by the same function as everything else and goes on from its checkpoints, so that
@@ -15,8 +15,9 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,14 @@ import yaml
 from pipeline import checkpoint, files, prepared, runs, stopping, store, superpixels
 from pipeline import config as configs
 from pipeline import fingerprint as fingerprints
-from pipeline.check import check
-from pipeline.errors import words
+from pipeline.errors import UserError, words
 from pipeline.prepared import Pair
 from pipeline.profiles import Launch
 from pipeline.schema import Config, Evaluation
-from pipeline.search import Search, Value, patched
+from pipeline.search import SCORE, Search, Value, patched
 
 HELD_OUT = "held_out"  # the split of the training images that a trial does not train on
 RECORD = "trial.json"
-SCORE = "score"  # the evaluation of a trial
 
 
 @dataclass(frozen=True)
@@ -46,27 +45,32 @@ class Trial:
     search: Search
     values: Mapping[str, Value]
     launch: Launch
+    raw: Mapping[str, Any]  # params.yaml as it was when the search began
+    data: str  # the SHA-256 of data/prepared.json then
 
     @classmethod
     def of(cls, root: Path, folder: Path, search: Search, values: Mapping[str, Value], launch: Launch) -> "Trial":
-        """The trial of these values in a search's folder: equal values are one trial. One process trains it, where it is started."""
-        name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-        alone = replace(launch, backend="local", nodes=1, processes=1, slurm=None, ray=None, bars=False, tracking=False)
-        return cls(root.absolute(), folder.absolute() / "trials" / name, search, values, alone)
+        """The trial of these values in a search's folder: equal values are one trial. It runs on the node where it is started."""
+        alone = replace(launch, backend="local", nodes=1, slurm=None, ray=None, bars=False, tracking=False)
+        raw, data = yaml.safe_load((root / configs.PARAMS).read_text()), files.sha256(root / store.PREPARED)
+        return cls(root.absolute(), place(folder.absolute(), values), search, values, alone, raw, data)
+
+    def at(self, values: Mapping[str, Value]) -> "Trial":
+        """Another trial of the same search."""
+        return replace(self, values=values, folder=place(self.folder.parents[1], values))
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Config, Evaluation]]:
         """Inside, the trial's folder is the current one and has its data: the stamped config of its run, and how it is scored."""
-        place = self.root / configs.PARAMS
-        content = located(patched(yaml.safe_load(place.read_text()), self.values, place), self.root)
+        if files.sha256(self.root / store.PREPARED) != self.data:
+            raise UserError(f"{store.PREPARED} has changed since the search began: stop it and start it again")
+        content = located(patched(self.raw, self.search.run, self.values, self.root / configs.PARAMS), self.root)
         files.write_bytes(self.folder / configs.PARAMS, yaml.safe_dump(content, sort_keys=False).encode())
         with variable("DATA_STORE", str((self.root / store.root()).absolute())), contextlib.chdir(self.folder):
             params = configs.load(launch=self.launch)
-            check(params)
             config = {**params.methods, **params.finetunes}[self.search.run]
             split = self.publish_data(config)
-            first = next(iter(params.evaluations.values()))
-            score = replace(first, name=SCORE, of=config.name, split=split, scales=(1.0,), flip=False, match=None, dense_crf=None)
+            score = replace(params.evaluations[SCORE], split=split, scales=(1.0,), flip=False, match=None, dense_crf=None)
             yield fingerprints.stamp(config), score
 
     def publish_data(self, config: Config) -> str:
@@ -82,6 +86,11 @@ class Trial:
         return split
 
 
+def place(folder: Path, values: Mapping[str, Value]) -> Path:
+    """Where a search keeps the trial of these values."""
+    return folder / "trials" / hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:12]
+
+
 def parted(pairs: Sequence[Pair], share: float, seed: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     """The pairs without a random share of them, and that share, at least one each; the same for every trial."""
     count = min(max(1, round(share * len(pairs))), len(pairs) - 1)
@@ -91,12 +100,12 @@ def parted(pairs: Sequence[Pair], share: float, seed: int) -> tuple[tuple[Pair, 
 
 def located(content: dict, root: Path) -> dict:
     """params.yaml's content with the paths that are relative to the project's folder made absolute."""
-    places = [content["data"], content["backbone"], *content["methods"].values(), *(content.get("finetunes") or {}).values()]
+    places = [content["data"], content["backbone"], *content["methods"].values(), *content["finetunes"].values()]
     places += [run["backbone"] for run in places if isinstance(run.get("backbone"), dict)]
-    for place in places:
+    for entry in places:
         for key in ("root", "from", "pretrained"):
-            if isinstance(place.get(key), str) and (root / place[key]).exists():
-                place[key] = str(root / place[key])
+            if isinstance(entry.get(key), str) and (root / entry[key]).exists():
+                entry[key] = str(root / entry[key])
     return content
 
 
@@ -123,48 +132,73 @@ def rungs(search: Search, iterations: int, every: int) -> list[int]:
     return sorted(set(found))
 
 
-def scores(trial: Trial) -> Iterator[tuple[int, float]]:
-    """Train and score in turns: (steps, mIoU) at each rung. What was scored before a kill is not done again.
+def here(work: Callable[[Any], None], config: Any) -> None:
+    """The launcher of a trial of one process."""
+    work(config)
 
-    trial.json in the trial's folder keeps its values, its scores by steps, its seconds, and the reason where it failed.
+
+def scores(trial: Trial, launch: Callable[[Callable[[Any], None], Any], None] = here) -> Iterator[tuple[int, int, float]]:
+    """Train and score in turns: (index of the rung, steps, mIoU) of each that was not scored before. `launch` starts its processes.
+
+    trial.json in the trial's folder keeps its values, its scores by steps, all its steps, its seconds, and the reason where it failed.
     """
-    from pipeline.evaluation import RESULTS, evaluate
+    from pipeline.evaluation import evaluate
 
-    place, began = trial.folder / RECORD, time.monotonic()
+    began = time.monotonic()
     content: dict[str, Any] = {"values": dict(trial.values), "fingerprint": None, "scores": {}, "seconds": 0.0, "failure": None}
-    try:
-        with trial.opened() as (config, evaluation):
-            before = files.read_json(place, "delete it") if place.exists() else {}
-            mine = fingerprints.fingerprint(config)
-            if before.get("fingerprint") == mine:
-                content |= {"scores": before["scores"], "seconds": before["seconds"]}
-            content["fingerprint"], known, earlier = mine, content["scores"], content["seconds"]
-            for rung in rungs(trial.search, config.train.iterations, config.launch.log_every):
-                if str(rung) not in known:
-                    train_to(config, rung)
-                    evaluate(evaluation)
-                    found = files.read_json(RESULTS / f"{SCORE}.json", "run the search again")["single_scale"]["miou"]
-                    known[str(rung)] = float(found or 0.0)
-                    files.write_json(place, content | {"seconds": earlier + time.monotonic() - began})
-                yield rung, known[str(rung)]
-    except Exception as error:
-        files.write_json(place, content | {"failure": words(error) or f"{type(error).__name__}: {error}"})
-        raise
+    with files.locked(trial.folder / "lock", str(trial.folder), wait=True):  # of a killed search the last process may still be ending
+        try:
+            with trial.opened() as (config, evaluation):
+                before = files.read_json(trial.folder / RECORD, "delete it") if (trial.folder / RECORD).exists() else {}
+                mine = fingerprints.fingerprint(config)
+                if before.get("fingerprint") == mine:
+                    content |= {"scores": before["scores"], "seconds": before["seconds"]}
+                content |= {"fingerprint": mine, "iterations": config.train.iterations}
+                known, earlier = content["scores"], content["seconds"]
+                for index, rung in enumerate(rungs(trial.search, config.train.iterations, config.launch.log_every)):
+                    if str(rung) not in known:
+                        train_to(config, rung, launch)
+                        launch(evaluate, evaluation)
+                        known[str(rung)] = score_of(trial)
+                        files.write_json(trial.folder / RECORD, content | {"seconds": earlier + time.monotonic() - began})
+                        yield index, rung, known[str(rung)]
+        except Exception as error:
+            reason = words(error) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+            files.write_json(trial.folder / RECORD, content | {"failure": reason})
+            raise
 
 
-def train_to(config: Config, rung: int) -> None:
+def score_of(trial: Trial) -> float:
+    """The mIoU that the evaluation left; without a class to score it is 0."""
+    from pipeline.evaluation import RESULTS
+
+    return float(files.read_json(trial.folder / RESULTS / f"{SCORE}.json", "run the search again")["single_scale"]["miou"] or 0.0)
+
+
+def train_to(config: Config, rung: int, launch: Callable[[Callable[[Any], None], Any], None]) -> None:
     """Train until `rung` steps are done, and publish the weights as they then are."""
+    found = checkpoint.latest(runs.checkpoint_folder(config))
+    if found is None or found[0] < rung:  # else it was killed between the two
+        launch(partial(train_until, rung=rung), config)
+    if rung < config.train.iterations:
+        publish(config)
+    else:
+        runs.collect(config, [config])
+
+
+def train_until(config: Config, rung: int) -> None:
+    """Train, and stop with a checkpoint after `rung` steps; every rank calls this."""
     from pipeline.trainer import train
 
     def report(row: Mapping[str, float]) -> None:
         if rung <= row["step"] < config.train.iterations:
             stopping.asked.set()
 
+    stopping.asked.clear()
     try:
         train(config, report)
-        runs.collect(config, [config])
     except stopping.StoppedError:
-        publish(config)
+        pass
     finally:
         stopping.asked.clear()
 
@@ -179,7 +213,7 @@ def publish(config: Config) -> None:
     payload = checkpoint.weights_payload(
         config, prepared.read().classes, fingerprints.fingerprint(config), state["averaged"] or state["model"]
     )
-    place = config.folder / "weights" / f"seed-{config.seed}.pt"
-    with files.replacing(place) as file:
+    goal = config.folder / "weights" / f"seed-{config.seed}.pt"
+    with files.replacing(goal) as file:
         torch.save(payload, file)
-    files.write_json(place.with_suffix(".json"), {"seconds": state["seconds"]})
+    files.write_json(goal.with_suffix(".json"), {"seconds": state["seconds"]})
