@@ -125,7 +125,7 @@ def test_a_large_image_goes_by_windows_and_its_superpixels_by_blocks(project: Pa
     assert seen[1:] == [(1, 3, 512, 512)] * 2  # at 0 and 388
     monkeypatch.setattr(predictor, "BLOCK", 400)
     assert made.superpixels is not None
-    labels_HW = predictor.superpixels_of(np.asarray(picture), made.superpixels)
+    labels_HW = predictor.superpixels_of(picture, made.superpixels)
     first = label_map(np.asarray(picture)[:, :300], made.superpixels)
     np.testing.assert_array_equal(labels_HW[:, :300], first)
     assert labels_HW[:, 300:].min() == first.max() + 1
