@@ -89,7 +89,7 @@ class Predictor:
     ) -> NDArray[np.uint8]:
         """The class ids (H, W) of an image.
 
-        `keep` gets the probabilities, as (first row, K R W) from top to bottom; `told` the windows that are done, of how many.
+        `keep` gets the probabilities, as (first row, K R W) from top to bottom; `told` what of a large image is done, as (windows or blocks of superpixels, number, of how many).
         """
         picture = image if isinstance(image, Image.Image) else self.image(image)
         picture = picture if picture.mode == "RGB" else picture.convert("RGB")
@@ -97,7 +97,7 @@ class Predictor:
         largest = scaled_size(size, protocol.short_side, max(1.0, *protocol.scales))
         if largest[0] * largest[1] > WHOLE:
             protocol = replace(protocol, mode="slide")
-        made = None if self.superpixels is None else superpixels_of(picture, self.superpixels)
+        made = None if self.superpixels is None else superpixels_of(picture, self.superpixels, told)
         if protocol.mode == "slide":
             return predict_by_rows(self.network, picture, made, protocol, len(self.classes), keep, told)
         return predict(self.network, picture, made, protocol, len(self.classes), keep).multi_HW
@@ -116,9 +116,9 @@ def restored_on(device: torch.device, weights: Weights, path: Path) -> Network:
 def weights_of(run: str | Path, seed: int | None) -> tuple[Path, Weights, tuple[tuple[int, int, int], ...]]:
     """Where the weights are, they themselves, and their classes' colours: of a run, a weights file, an export, or `models:/NAME/VERSION`."""
     if str(run).startswith("models:/"):
-        from pipeline import tracking
+        from pipeline import registry
 
-        run = tracking.downloaded(str(run))
+        run = registry.downloaded(str(run))
     if released.is_released(Path(run)):
         return Path(run), *released.read(Path(run))
     path = weights_file(run, seed)
@@ -151,14 +151,16 @@ def palette_of(classes: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
     return tuple((red, green, blue) for red, green, blue in manifest["palette"])
 
 
-def superpixels_of(image: Image.Image, settings: SuperpixelSet) -> NDArray[np.int32]:
+def superpixels_of(image: Image.Image, settings: SuperpixelSet, told: Told | None = None) -> NDArray[np.int32]:
     """The superpixels of an RGB image; those of a large one are made block by block, each with the set's number of them."""
     H, W = image.height, image.width
     labels_HW, first = np.empty((H, W), np.int32), 0
     rows, columns = (np.linspace(0, side, -(-side // BLOCK) + 1).astype(int) for side in (H, W))
-    for top, bottom in pairwise(rows):
-        for left, right in pairwise(columns):
-            block = label_map(np.asarray(image.crop((left, top, right, bottom))), settings)
-            labels_HW[top:bottom, left:right] = block + first
-            first += int(block.max()) + 1
+    blocks = [(*row, *column) for row in pairwise(rows) for column in pairwise(columns)]
+    for done, (top, bottom, left, right) in enumerate(blocks, 1):
+        block = label_map(np.asarray(image.crop((left, top, right, bottom))), settings)
+        labels_HW[top:bottom, left:right] = block + first
+        first += int(block.max()) + 1
+        if told:
+            told("blocks", done, len(blocks))
     return labels_HW

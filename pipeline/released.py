@@ -1,6 +1,6 @@
 """A run for others, without pickles: model.safetensors has the weights, config.json beside it all else that a weights file holds.
 
-    predictor = Predictor.load("exported/ecrf")        # pipeline/predictor.py
+predictor = Predictor.load("exported/ecrf")        # pipeline/predictor.py
 """
 
 import json

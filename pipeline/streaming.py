@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.inference import Network, Scaled, look, resized_rows, scaled_size, starts, strips
 from pipeline.schema import Evaluation
 
-Told = Callable[[int, int], None]  # windows done, of how many
+Told = Callable[[str, int, int], None]  # "windows" (or "blocks" of superpixels), how many are done, of how many
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Count:
         """One more."""
         self.done += 1
         if self.told:
-            self.told(self.done, self.total)
+            self.told("windows", self.done, self.total)
 
 
 @torch.inference_mode()

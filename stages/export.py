@@ -30,9 +30,9 @@ def main() -> None:
         print(line, flush=True)
     print(f"{options.run} is exported > {options.out}; its card: {options.out / 'README.md'}")
     if options.register:
-        from pipeline import tracking
+        from pipeline import registry
 
-        print(tracking.register(options.out, options.register))
+        print(registry.register(options.out, options.register))
 
 
 def arguments() -> argparse.Namespace:

@@ -29,7 +29,9 @@ class PlainMeanField(nn.Module):
         (h, w), (H, W) = size_of(unary_BKhw), size_of(image_B3HW)
         area, small = (torch.full((), side, dtype=unary_BKhw.dtype, device=unary_BKhw.device) for side in (H * W, h * w))
         stride = (area / small).sqrt()
-        near_KK, alike_KK = (_matrix(source.weight("compatibility")) @ _matrix(source.weight(f"{kind}_weight")) for kind in ("spatial", "bilateral"))
+        near_KK, alike_KK = (
+            _matrix(source.weight("compatibility")) @ _matrix(source.weight(f"{kind}_weight")) for kind in ("spatial", "bilateral")
+        )
         image_B3hw = 255 * F.interpolate(image_B3HW, (h, w), mode="bilinear")
         places_2hw = grid((h, w), unary_BKhw) / (source.theta("theta_alpha") / stride)
         colours_B3hw = image_B3hw / source.theta("theta_beta")
