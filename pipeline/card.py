@@ -163,7 +163,7 @@ def contract(config: Config) -> str:
 def files_of(written: Sequence[File]) -> str:
     """The files, and what their checks found."""
     rows = [(code(file.name), escaped(file.note), "" if file.check is None else escaped(words(file.check))) for file in written]
-    return markdown(("file", "", "against the network, on images of its dataset"), rows, words=3)
+    return markdown(("file", "", "against the network itself"), rows, words=3)
 
 
 def loading(written: Sequence[File], superpixels: bool) -> str:

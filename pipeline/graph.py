@@ -104,7 +104,7 @@ def _traced(portable: Portable, example: Inputs, names: Sequence[str], *, free: 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """torch prints whole graphs where a trace fails, and advice where it does not; what matters is raised."""
+    """Torch prints whole graphs where a trace fails, and advice where it does not; what matters is raised."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

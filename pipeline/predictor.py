@@ -89,7 +89,8 @@ class Predictor:
     ) -> NDArray[np.uint8]:
         """The class ids (H, W) of an image.
 
-        `keep` gets the probabilities, as (first row, K R W) from top to bottom; `told` what of a large image is done, as (windows or blocks of superpixels, number, of how many).
+        `keep` gets the probabilities, as (first row, K R W) from top to bottom; `told` what of a large image is done: windows, or blocks
+        of superpixels, their number, of how many.
         """
         picture = image if isinstance(image, Image.Image) else self.image(image)
         picture = picture if picture.mode == "RGB" else picture.convert("RGB")
@@ -114,7 +115,7 @@ def restored_on(device: torch.device, weights: Weights, path: Path) -> Network:
 
 
 def weights_of(run: str | Path, seed: int | None) -> tuple[Path, Weights, tuple[tuple[int, int, int], ...]]:
-    """Where the weights are, they themselves, and their classes' colours: of a run, a weights file, an export, or `models:/NAME/VERSION`."""
+    """Where the weights are, they themselves, and their classes' colours: of a run, a .pt file, an export, or `models:/NAME/VERSION`."""
     if str(run).startswith("models:/"):
         from pipeline import registry
 
