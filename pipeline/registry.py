@@ -9,6 +9,7 @@ import importlib.util
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -82,7 +83,9 @@ def client_for(failed: str) -> Iterator[Any]:
     if importlib.util.find_spec("mlflow") is None:
         raise UserError(f"{failed}: mlflow is not installed")
     try:
-        yield tracking.connect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's and its libraries' about themselves
+            yield tracking.connect()
     except UserError:
         raise
     except Exception as error:

@@ -293,9 +293,7 @@ predict_by_rows(Network(Quick().eval(), (0.5, 0.5, 0.5)), picture, None, protoco
 assert sum(rows) == 2000
 print(peak() - before)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert int(done.stdout) < 450
 
 
