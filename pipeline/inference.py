@@ -80,23 +80,23 @@ class Whole:
 
 @dataclass
 class Sliding:
-    """Logits of windows, averaged where they overlap, at the image's size; windows run when a row first needs them."""
+    """Logits of windows, averaged where they overlap, at the image's size; windows run when a row first needs them.
+
+    The image is uint8, or in [0,1]. `told` is called after each window.
+    """
 
     network: Network
     image_3HW: Tensor
     superpixels_HW: Tensor | None
     window: tuple[int, int]
     stride: tuple[int, int]
+    told: Callable[[], None] | None = None
     align_corners: bool = False
     done: int = 0  # rows of windows that have run
     open: list[tuple[int, list[tuple[int, Whole]]]] = field(default_factory=list)  # y, then x and logits
 
     def __post_init__(self) -> None:
         self.size = (self.image_3HW.shape[1], self.image_3HW.shape[2])
-        padding = [max(w - s, 0) for w, s in zip(self.window, self.size, strict=True)]
-        self.image_3HW = padded(self.image_3HW, padding, self.network.padding)
-        if self.superpixels_HW is not None:
-            self.superpixels_HW = pad(self.superpixels_HW, (0, padding[1], 0, padding[0]), value=VOID_SUPERPIXEL)
         self.tops = starts(self.size[0], self.window[0], self.stride[0])
         self.lefts = starts(self.size[1], self.window[1], self.stride[1])
         self.run_row()  # so that align_corners is known
@@ -107,8 +107,14 @@ class Sliding:
         row = []
         for x in self.lefts:
             cut = (slice(y, y + h), slice(x, x + w))
+            part_3hw = in_unit_range(self.image_3HW[(slice(None), *cut)], self.network)
+            missing = [side - length for side, length in zip(self.window, part_3hw.shape[1:], strict=True)]
             superpixels = None if self.superpixels_HW is None else self.superpixels_HW[cut]
-            row.append((x, forward(self.network.model, self.image_3HW[(slice(None), *cut)], superpixels)))
+            if superpixels is not None:
+                superpixels = pad(superpixels, (0, missing[1], 0, missing[0]), value=VOID_SUPERPIXEL)
+            row.append((x, forward(self.network.model, padded(part_3hw, missing, self.network.padding), superpixels)))
+            if self.told:
+                self.told()
         self.align_corners = row[0][1].align_corners
         self.open.append((y, row))
         self.done += 1
@@ -187,7 +193,10 @@ def scaled_size(size: tuple[int, int], short_side: int | None, scale: float) -> 
 
 @dataclass(frozen=True)
 class Scaled:
-    """An image (3, H, W in [0,1]) and its superpixels (H, W) at one scale, on the network's device."""
+    """An image (3, H, W, uint8) and its superpixels (H, W) at one scale, on the network's device.
+
+    Numbers in [0,1] are made of what a network sees at once: of a large image they would take four times its memory.
+    """
 
     image_3HW: Tensor
     superpixels_HW: Tensor | None
@@ -195,27 +204,36 @@ class Scaled:
     @classmethod
     def of(cls, network: Network, image: Image.Image, superpixels_HW: NDArray[np.int32] | None, size: tuple[int, int]) -> "Scaled":
         """Resize to (height, width): the image bilinearly with antialiasing, the superpixels to the nearest."""
-        weights = next(network.model.parameters())
-        pixels = np.array(image.resize(size[::-1], Image.Resampling.BILINEAR), np.uint8)
-        image_3HW = torch.from_numpy(pixels).to(weights.device).permute(2, 0, 1).contiguous().to(weights.dtype) / 255
+        device = next(network.model.parameters()).device
+        scaled = image if (image.height, image.width) == size else image.resize(size[::-1], Image.Resampling.BILINEAR)
+        image_3HW = torch.from_numpy(np.array(scaled, np.uint8)).to(device).permute(2, 0, 1)
         if superpixels_HW is None:
             return cls(image_3HW, None)
-        # The pixel under each centre, in integers: Pillow's floats go astray where a centre falls between two pixels.
-        y, x = ((2 * np.arange(goal) + 1) * source // (2 * goal) for goal, source in zip(size, superpixels_HW.shape, strict=True))
-        return cls(image_3HW, torch.from_numpy(superpixels_HW[np.ix_(y, x)].astype(np.int32)).to(weights.device))
+        if superpixels_HW.shape != size:
+            # The pixel under each centre, in integers: Pillow's floats go astray where a centre falls between two pixels.
+            y, x = ((2 * np.arange(goal) + 1) * source // (2 * goal) for goal, source in zip(size, superpixels_HW.shape, strict=True))
+            superpixels_HW = superpixels_HW[np.ix_(y, x)]
+        return cls(image_3HW, torch.from_numpy(superpixels_HW.astype(np.int32, copy=False)).to(device))
 
     def mirrored(self) -> "Scaled":
         """Left and right exchanged."""
         return Scaled(self.image_3HW.flip(-1), None if self.superpixels_HW is None else self.superpixels_HW.flip(-1))
 
 
-def look(network: Network, scaled: Scaled, evaluation: Evaluation) -> Rows:
-    """What the network says of an image: all of it at once, or by windows."""
+def in_unit_range(image_3HW: Tensor, network: Network) -> Tensor:
+    """A uint8 image in [0,1], of the network's type; another as it is."""
+    if image_3HW.dtype != torch.uint8:
+        return image_3HW
+    return image_3HW.contiguous().to(next(network.model.parameters()).dtype) / 255
+
+
+def look(network: Network, scaled: Scaled, evaluation: Evaluation, told: Callable[[], None] | None = None) -> Rows:
+    """What the network says of an image: all of it at once, or by windows, each of which is `told`."""
     if evaluation.mode == "whole":
-        return forward(network.model, scaled.image_3HW, scaled.superpixels_HW)
+        return forward(network.model, in_unit_range(scaled.image_3HW, network), scaled.superpixels_HW)
     assert evaluation.window is not None
     assert evaluation.stride is not None
-    return Sliding(network, scaled.image_3HW, scaled.superpixels_HW, evaluation.window, evaluation.stride)
+    return Sliding(network, scaled.image_3HW, scaled.superpixels_HW, evaluation.window, evaluation.stride, told)
 
 
 def strips(classes: int, size: tuple[int, int], device: torch.device) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline import files, store
+from pipeline import files, released, store
 from pipeline.checkpoint import Weights, read_weights
 from pipeline.errors import UserError
 from pipeline.inference import Network, predict, scaled_size
@@ -29,6 +29,7 @@ from pipeline.prepared import rgb
 from pipeline.profiles import Launch
 from pipeline.restored import restored
 from pipeline.schema import Evaluation, SuperpixelSet
+from pipeline.streaming import Told, predict_by_rows
 from pipeline.superpixels import label_map
 
 WHOLE = 4 * 2**20  # pixels that a network takes at once; beyond, windows
@@ -59,14 +60,13 @@ class Predictor:
         short_side: int | None = None,
         window: tuple[int, int] | None = None,
     ) -> "Predictor":
-        """The predictor of a run's name, or of a weights file.
+        """The predictor of a run's name, a weights file, a folder that stages.export made, or MLflow's `models:/NAME/VERSION`.
 
         seed: null is the first one that was published. device: null is the GPU where there is one. scales, flip: what the softmax is
         averaged over. short_side: what images are fitted to before. window: height and width; null is whole where an image is not
         too large. UserError: no such run or seed, a damaged file, settings out of range.
         """
-        path = weights_file(run, seed)
-        weights = read_weights(path)
+        path, weights, palette = weights_of(run, seed)
         if not scales or min(scales) <= 0 or (short_side is not None and short_side < 1) or (window is not None and min(window) < 1):
             raise UserError("scales, short_side and window must be positive")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -77,21 +77,30 @@ class Predictor:
             stride=(math.ceil(STEP * height), math.ceil(STEP * width)), short_side=short_side, scales=tuple(scales), flip=flip,
             launch=Launch(name="predict", backend="local"),
         )  # fmt: skip
-        return cls(network, weights.classes, palette_of(weights.classes), weights.config.superpixel_set, protocol)
+        return cls(network, weights.classes, palette, weights.config.superpixel_set, protocol)
 
     @staticmethod
     def image(file: str | Path) -> Image.Image:
         """Any image file as an upright 8-bit RGB image; UserError: why it is none."""
         return rgb(Path(file))
 
-    def __call__(self, image: str | Path | Image.Image, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
-        """The class ids (H, W) of an image; `keep` gets the probabilities, as (first row, K R W) from top to bottom."""
-        picture = image.convert("RGB") if isinstance(image, Image.Image) else self.image(image)
+    def __call__(
+        self, image: str | Path | Image.Image, keep: Callable[[int, Tensor], None] | None = None, told: Told | None = None
+    ) -> NDArray[np.uint8]:
+        """The class ids (H, W) of an image.
+
+        `keep` gets the probabilities, as (first row, K R W) from top to bottom; `told` what of a large image is done: windows, or blocks
+        of superpixels, their number, of how many.
+        """
+        picture = image if isinstance(image, Image.Image) else self.image(image)
+        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
         protocol, size = self.protocol, (picture.height, picture.width)
         largest = scaled_size(size, protocol.short_side, max(1.0, *protocol.scales))
         if largest[0] * largest[1] > WHOLE:
             protocol = replace(protocol, mode="slide")
-        made = None if self.superpixels is None else superpixels_of(np.asarray(picture), self.superpixels)
+        made = None if self.superpixels is None else superpixels_of(picture, self.superpixels, told)
+        if protocol.mode == "slide":
+            return predict_by_rows(self.network, picture, made, protocol, len(self.classes), keep, told)
         return predict(self.network, picture, made, protocol, len(self.classes), keep).multi_HW
 
 
@@ -103,6 +112,19 @@ def restored_on(device: torch.device, weights: Weights, path: Path) -> Network:
         if isinstance(error, UserError):
             raise
         raise UserError(f"device {device} cannot be used: {' '.join(str(error).split())[:200]}") from None
+
+
+def weights_of(run: str | Path, seed: int | None) -> tuple[Path, Weights, tuple[tuple[int, int, int], ...]]:
+    """Where the weights are, they themselves, and their classes' colours: of a run, a .pt file, an export, or `models:/NAME/VERSION`."""
+    if str(run).startswith("models:/"):
+        from pipeline import registry
+
+        run = registry.downloaded(str(run))
+    if released.is_released(Path(run)):
+        return Path(run), *released.read(Path(run))
+    path = weights_file(run, seed)
+    weights = read_weights(path)
+    return path, weights, palette_of(weights.classes)
 
 
 def weights_file(run: str | Path, seed: int | None) -> Path:
@@ -130,14 +152,16 @@ def palette_of(classes: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
     return tuple((red, green, blue) for red, green, blue in manifest["palette"])
 
 
-def superpixels_of(image_HW3: NDArray[np.uint8], settings: SuperpixelSet) -> NDArray[np.int32]:
-    """The superpixels of an image; those of a large one are made block by block, each with the set's number of them."""
-    H, W = image_HW3.shape[:2]
+def superpixels_of(image: Image.Image, settings: SuperpixelSet, told: Told | None = None) -> NDArray[np.int32]:
+    """The superpixels of an RGB image; those of a large one are made block by block, each with the set's number of them."""
+    H, W = image.height, image.width
     labels_HW, first = np.empty((H, W), np.int32), 0
     rows, columns = (np.linspace(0, side, -(-side // BLOCK) + 1).astype(int) for side in (H, W))
-    for top, bottom in pairwise(rows):
-        for left, right in pairwise(columns):
-            block = label_map(image_HW3[top:bottom, left:right], settings)
-            labels_HW[top:bottom, left:right] = block + first
-            first += int(block.max()) + 1
+    blocks = [(*row, *column) for row in pairwise(rows) for column in pairwise(columns)]
+    for done, (top, bottom, left, right) in enumerate(blocks, 1):
+        block = label_map(np.asarray(image.crop((left, top, right, bottom))), settings)
+        labels_HW[top:bottom, left:right] = block + first
+        first += int(block.max()) + 1
+        if told:
+            told("blocks", done, len(blocks))
     return labels_HW

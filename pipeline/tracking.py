@@ -295,3 +295,11 @@ def begin(client: Any, attempt: Attempt) -> Any:
     start_time = int(1000 * (attempt.started or time.time()))
     run_name = f"{attempt.name} seed {attempt.seed}"
     return client.create_run(experiment.experiment_id, start_time=start_time, tags=identity(attempt), run_name=run_name)
+
+
+def library() -> Any:
+    """MLflow's module, with our store as its own, for pipeline/registry.py."""
+    import mlflow
+
+    mlflow.set_tracking_uri(address())
+    return mlflow

@@ -8,13 +8,14 @@ An image that cannot be read is named and skipped; the exit status is then 1.
 import argparse
 import glob
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.progress import track
+from pipeline.progress import PLAIN_SECONDS, track
 from stages.command import run
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.predictor import Predictor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".gif"}  # of images in a folder
+BAND = 512  # rows that are coloured at a time
 MOST = 2**30  # pixels of an image: beyond Pillow's usual limit, for these are the user's own
 
 
@@ -40,7 +42,7 @@ def main() -> None:
         options.run, seed=options.seed, device=options.device, scales=options.scales, flip=options.flip,
         short_side=options.short_side, window=options.window,
     )  # fmt: skip
-    save(legend(predictor.classes, predictor.palette), options.out / "legend.png")
+    save(legend(predictor.classes, predictor.palette), options.out / "legend.png")  # before the work: the folder may refuse
     skipped = []
     for name, file in track(images.items(), len(images), f"predict with {options.run}", unit="images"):
         try:
@@ -57,7 +59,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="uv run python -m stages.predict", description="Predict images with a finished run.")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
-    parser.add_argument("--run", required=True, help="a run of runs/, or a weights file (.pt)")
+    parser.add_argument("--run", required=True, help="a run of runs/, a weights file (.pt), an export, or models:/NAME/VERSION")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the predictions go")
     parser.add_argument("--seed", type=int, help="which seed of the run; the first one otherwise")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU otherwise, where there is one")
@@ -99,15 +101,34 @@ def write(predictor: "Predictor", file: Path, goal: Path, *, probabilities: bool
     from pipeline import files
     from pipeline.pictures import coloured, indexed, save
 
-    image = predictor.image(file)
+    image, told = predictor.image(file), progress_in(file)
     if probabilities:
         with files.replacing(goal.with_name(goal.name + ".probabilities.npy")) as writer:
-            ids_HW = predictor(image, planes(writer, (len(predictor.classes), image.height, image.width)))
+            ids_HW = predictor(image, planes(writer, (len(predictor.classes), image.height, image.width)), told)
     else:
-        ids_HW = predictor(image)
+        ids_HW = predictor(image, told=told)
     save(indexed(ids_HW, predictor.palette), goal.with_name(goal.name + ".labels.png"))
-    overlay = Image.blend(image, Image.fromarray(coloured(ids_HW, predictor.palette)), 0.5)
-    save(overlay, goal.with_name(goal.name + ".overlay.png"))
+    for top in range(0, image.height, BAND):  # in place and by bands: a large image's colours are as large as the image
+        band_HW = ids_HW[top : top + BAND]
+        box = (0, top, image.width, top + len(band_HW))
+        image.paste(Image.blend(image.crop(box), Image.fromarray(coloured(band_HW, predictor.palette)), 0.5), box)
+    save(image, goal.with_name(goal.name + ".overlay.png"))
+
+
+def progress_in(file: Path) -> Callable[[str, int, int], None]:
+    """What tells of a large image's parts, now and then: it may take minutes."""
+    said, first = time.monotonic(), {}
+
+    def told(what: str, done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        began, before = first.setdefault(what, (now, done))
+        if now - said >= PLAIN_SECONDS and before < done < total:
+            said = now
+            left = (now - began) / (done - before) * (total - done)
+            print(f"{file}: {done}/{total} {what}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return told
 
 
 def planes(writer: IO[bytes], shape: tuple[int, int, int]) -> Callable[[int, "Tensor"], None]:

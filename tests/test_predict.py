@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from conftest import Project
 from PIL import Image
 
-from pipeline import predictor, prepared, store
+from pipeline import inference, predictor, prepared, store
 from pipeline.errors import UserError
 from pipeline.predictor import Predictor
 from pipeline.superpixels import label_map
@@ -125,7 +126,7 @@ def test_a_large_image_goes_by_windows_and_its_superpixels_by_blocks(project: Pa
     assert seen[1:] == [(1, 3, 512, 512)] * 2  # at 0 and 388
     monkeypatch.setattr(predictor, "BLOCK", 400)
     assert made.superpixels is not None
-    labels_HW = predictor.superpixels_of(np.asarray(picture), made.superpixels)
+    labels_HW = predictor.superpixels_of(picture, made.superpixels)
     first = label_map(np.asarray(picture)[:, :300], made.superpixels)
     np.testing.assert_array_equal(labels_HW[:, :300], first)
     assert labels_HW[:, 300:].min() == first.max() + 1
@@ -162,6 +163,138 @@ def test_odd_images_are_predicted_and_bad_ones_named(
         "turned.labels.png": (60, 40), "pixel.labels.png": (1, 1),
     }  # fmt: skip
     assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_every_kind_of_file_gives_its_upright_pixels(predict: Callable[..., int], tmp_path: Path) -> None:
+    """Palette, CMYK and an animation's first frame are predicted as the RGB image that they show."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    shown = {"palette.png": colour.quantize(64), "cmyk.tif": colour.convert("CMYK"), "moving.gif": colour.quantize(32)}
+    for name, image in shown.items():
+        more = {"save_all": True, "append_images": [Image.new("P", (60, 40))]} if name == "moving.gif" else {}
+        image.save(folder / name, **more)
+    assert predict("--run", "fcn", "--out", tmp_path / "out", folder) == 0
+    made = Predictor.load("fcn")
+    for name, image in shown.items():
+        np.testing.assert_array_equal(read(tmp_path / f"out/{Path(name).stem}.labels.png"), made(image.convert("RGB")))
+
+
+def test_truncated_and_lying_files_are_skipped(predict: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A folder that a pattern matches is looked into; the good image in it is predicted all the same."""
+    from odd_files import claiming
+
+    (folder := tmp_path / "mine").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(folder / "good.jpg")
+    (folder / "short.jpg").write_bytes((folder / "good.jpg").read_bytes()[:-900])
+    (folder / "bomb.png").write_bytes(claiming("png", 40_000))
+    assert predict("--run", "fcn", "--out", tmp_path / "out", str(tmp_path / "m*")) == 1
+    said = capfd.readouterr()
+    assert "1 of 3 images predicted" in said.out
+    skipped = {Path(line.split(": ")[1]).name: line for line in said.err.splitlines() if line.startswith("skipped: ")}
+    assert skipped.keys() == {"short.jpg", "bomb.png"}
+    assert "does not decode (image file is truncated" in skipped["short.jpg"]
+    assert "claims more than 1,073,741,824 pixels" in skipped["bomb.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.labels.png", "good.overlay.png", "legend.png"]
+
+
+def test_a_disk_that_fills_up_is_one_line(
+    predict: Callable[..., int], disk: Path, project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk would fail every image: it stops at the first, and leaves no half file."""
+    import subprocess
+
+    subprocess.run(["mount", "-o", "remount,size=200k", disk], check=True)
+    monkeypatch.chdir(project)
+    picture = disk.parent / "big.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)).save(picture)
+    assert predict("--run", "fcn", "--out", disk / "out", picture, picture.with_name("big.png")) == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: cannot write ")
+    assert last.endswith("No space left on device")
+    assert not list((disk / "out").rglob("*.tmp"))
+    assert not list((disk / "out").rglob("*.overlay.png"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    predict: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert predict("--run", "fcn", "--out", tmp_path / "file/out", next(iter(images().values()))) == 2
+    assert capfd.readouterr().err.strip().splitlines()[-1].startswith(f"error: cannot write {tmp_path / 'file/out/legend.png'}: ")
+
+
+def test_a_run_that_is_not_finished_or_of_another_dataset(
+    predict: Callable[..., int], project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Checkpoints are no weights; another dataset's run predicts its own classes, whatever params.yaml says."""
+    (half := project / "runs/half/checkpoints/abc/seed-0").mkdir(parents=True)
+    (half / "step-2.pt").write_bytes(b"x")
+    file = next(iter(images().values()))
+    assert predict("--run", "half", "--out", tmp_path / "out", file) == 2
+    assert "run half has no weights in runs/half/weights: train it first" in capfd.readouterr().err
+    payload = torch.load("runs/fcn/weights/seed-0.pt", weights_only=True)
+    payload["config"]["data"]["dataset"] = "camvid"
+    torch.save({**payload, "classes": [f"<b>{number}</b>" for number in range(CLASSES)]}, tmp_path / "other.pt")
+    assert predict("--run", tmp_path / "other.pt", "--out", tmp_path / "out", file) == 0
+    np.testing.assert_array_equal(read(tmp_path / f"out/{file.stem}.labels.png"), Predictor.load("fcn")(file))
+
+
+@pytest.mark.parametrize("protocol", [{}, {"scales": (0.75, 1.0), "flip": True}, {"short_side": 50, "flip": True}])
+def test_rows_give_what_the_whole_map_gives(protocol: dict[str, Any], project: Path) -> None:
+    """Strips of all views at once against one view after the other, with superpixels and probabilities."""
+    made = Predictor.load("ecrf", window=(32, 40), **protocol)
+    picture = made.image(next(iter(images().values())))
+    assert made.superpixels is not None
+    superpixels_HW = predictor.superpixels_of(picture, made.superpixels)
+    kept: list[list[tuple[int, torch.Tensor]]] = [[], []]
+    wanted = inference.predict(
+        made.network, picture, superpixels_HW, made.protocol, CLASSES, lambda start, part: kept[0].append((start, part.clone()))
+    )
+    windows: list[tuple[str, int, int]] = []
+    found_HW = made(picture, lambda start, part: kept[1].append((start, part.clone())), lambda *told: windows.append(told))
+    np.testing.assert_array_equal(found_HW, wanted.multi_HW)
+    assert [start for start, _ in kept[0]] == [start for start, _ in kept[1]]
+    for (_, one), (_, other) in zip(*kept, strict=True):
+        torch.testing.assert_close(one, other)
+    done = [count for what, count, _ in windows if what == "windows"]
+    assert done == list(range(1, windows[-1][2] + 1))
+
+
+def test_memory_of_a_large_image_does_not_grow_with_its_classes(tmp_path: Path) -> None:
+    """60 classes at 2000 x 3000, four views: a map of all would take 1.4 GB; the process grows by less than a third of that."""
+    import subprocess
+    import sys
+
+    script = """
+import resource, numpy, torch
+from PIL import Image
+from models.layers import Output
+from pipeline.inference import Network
+from pipeline.profiles import Launch
+from pipeline.schema import Evaluation
+from pipeline.streaming import predict_by_rows
+
+class Quick(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 60, 1, stride=4)
+    def forward(self, image, superpixels=None):
+        return Output(self.conv(image), image, {})
+
+torch.set_num_threads(1)
+picture = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (2000, 3000, 3), numpy.uint8))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+protocol = Evaluation(name="x", of="x", split="", mode="slide", window=(512, 512), stride=(448, 448), scales=(0.5, 1.0), flip=True,
+                      launch=Launch(name="x", backend="local"))
+before = peak()
+rows = []
+predict_by_rows(Network(Quick().eval(), (0.5, 0.5, 0.5)), picture, None, protocol, 60, lambda start, part: rows.append(part.shape[1]))
+assert sum(rows) == 2000
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert int(done.stdout) < 450
 
 
 def test_names_that_meet_keep_their_suffix(predict: Callable[..., int], tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""Exporting a finished run: which images it is checked on, what is written, and what the card says of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline import card, files, graph, prepared, released, store
+from pipeline.checkpoint import Weights, read_weights
+from pipeline.errors import UserError
+from pipeline.graph import Check, Inputs, Traced
+from pipeline.pictures import chosen
+from pipeline.predictor import palette_of, restored_on, weights_file
+from pipeline.schema import Config
+from pipeline.superpixels import label_map
+
+SPLITS = ("val", "train", "test")  # the first of these that the dataset has is checked on
+LARGEST = 2**18  # pixels of an image that is checked on; of a larger one the middle is taken
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be exported: a run's name or weights file, a seed (None: the first), where to, formats, images (none: the dataset's)."""
+
+    run: str
+    seed: int | None
+    out: Path
+    formats: tuple[str, ...]
+    images: tuple[str, ...] = ()
+
+
+def export(order: Order) -> Iterator[str]:
+    """Write what is ordered, telling line by line what was done.
+
+    UserError: no such run, no images to check on, a method without such a form, a check that fails (its file is then removed).
+    """
+    path = weights_file(order.run, order.seed)
+    weights = read_weights(path)
+    palette = palette_of(weights.classes)
+    images = pictures(weights, order)
+    model = restored_on(CPU, weights, path).model
+    written = []
+    if "safetensors" in order.formats:
+        released.write(order.out, weights, palette)
+        written.append(card.File(released.WEIGHTS, f"the weights, with {released.CONFIG}", None))
+        yield f"{released.WEIGHTS}, {released.CONFIG}: {sum(tensor.numel() for tensor in weights.state.values()):,} numbers"
+    if wanted := [name for name in ("onnx", "torch") if name in order.formats]:
+        settings, size = weights.config.superpixel_set, traced_size(weights.config, images[0])
+        first = inputs_of(fitted(images[0], size), settings)
+        example: Inputs = tuple(torch.cat([part, part.flip(-1)]) for part in first)
+        try:
+            traced = graph.trace(model, example)
+        except UserError as error:
+            raise UserError(f"run {order.run}: {error}; --format safetensors takes any method") from None
+        trials = [example, *trial_inputs(images, traced, weights.config)]
+        reference = graph.original(model)
+        for name in wanted:
+            file = written_file(name, traced, weights, order.out)
+            check = checked(file, graph.check(graph.onnx_runner(file) if name == "onnx" else graph.torch_runner(file), reference, trials))
+            written.append(card.File(file.name, size_words(traced), check))
+            yield f"{file.name}: {card.words(check)}; {size_words(traced)}"
+    files.write_bytes(order.out / card.NAME, card.text(weights, palette, written, card.scores(weights)).encode())
+
+
+def written_file(name: str, traced: Traced, weights: Weights, out: Path) -> Path:
+    """The graph in one of its formats."""
+    if name == "torch":
+        graph.write_torch(traced, out / graph.TORCH)
+        return out / graph.TORCH
+    described = {"fingerprint": weights.fingerprint, "run": weights.config.name, "classes": "\n".join(weights.classes)}
+    graph.write_onnx(traced, out / graph.ONNX, described)
+    return out / graph.ONNX
+
+
+def checked(file: Path, check: Check) -> Check:
+    """The check, if it passed; else the file goes and a UserError tells what was measured."""
+    if not check.passed:
+        file.unlink()
+        raise UserError(f"{file} is not what the network computes, and is removed: {card.words(check)}")
+    return check
+
+
+def size_words(traced: Traced) -> str:
+    """Which images a graph takes."""
+    return "any batch, height and width" if traced.free else f"any batch, height {traced.size[0]} and width {traced.size[1]} alone"
+
+
+def pictures(weights: Weights, order: Order) -> list[Image.Image]:
+    """The images to check on: those that were named, or some of the run's dataset."""
+    if order.images:
+        try:
+            return [prepared.rgb(Path(file)) for file in order.images]
+        except UserError as error:
+            raise UserError(f"--images: {error}") from None
+    if "onnx" not in order.formats and "torch" not in order.formats:
+        return []
+    dataset, otherwise = weights.config.data.dataset, "name images to check on: --images FILES"
+    if not store.PREPARED.is_file():
+        raise UserError(f"{store.PREPARED} does not exist, so that there are no images of {dataset} to check on: {otherwise}")
+    found = prepared.read()
+    if (found.dataset, found.classes) != (dataset, weights.classes):
+        of = f"of {len(found.classes)} classes" if found.dataset == dataset else f"of {found.dataset}"
+        raise UserError(f"run {order.run} is of {dataset} with {len(weights.classes)} classes, {store.PREPARED} is {of}: {otherwise}")
+    split = next((split for split in (*SPLITS, *found.splits) if found.splits.get(split)), None)
+    if split is None:
+        raise UserError(f"{store.PREPARED} has no images: {otherwise}")
+    pairs = found.splits[split]
+    return [prepared.open_image(pairs[index]) for index in chosen(len(pairs))[:4]]
+
+
+def traced_size(config: Config, image: Image.Image) -> tuple[int, int]:
+    """The size to trace with: the only one that a learned position has, else the image's, at most `LARGEST` pixels."""
+    position, stride = config.crf.options.get("position"), config.crf.options.get("stride", 1)
+    if position is not None:
+        return position[0] * stride, position[1] * stride
+    share = min(1.0, (LARGEST / (image.height * image.width)) ** 0.5)
+    return max(1, int(share * image.height)), max(1, int(share * image.width))
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle of an image, which is enlarged where it is too small."""
+    factor = max(1.0, size[0] / image.height, size[1] / image.width)
+    larger = image.resize((max(size[1], round(factor * image.width)), max(size[0], round(factor * image.height))))
+    left, top = (larger.width - size[1]) // 2, (larger.height - size[0]) // 2
+    return larger.crop((left, top, left + size[1], top + size[0]))
+
+
+def inputs_of(image: Image.Image, settings: object) -> Inputs:
+    """A batch of one image in [0, 1], with its superpixels where there are settings of some."""
+    pixels_HW3 = np.asarray(image, np.uint8)
+    image_13HW = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)[None].contiguous().float() / 255
+    if settings is None:
+        return (image_13HW,)
+    return image_13HW, torch.from_numpy(label_map(pixels_HW3, settings)).long()[None]  # pyrefly: ignore[bad-argument-type]
+
+
+def trial_inputs(images: Sequence[Image.Image], traced: Traced, config: Config) -> list[Inputs]:
+    """The images that a written graph is tried on: as they are and one at three quarters, or all at the only size."""
+    settings = config.superpixel_set
+    if not traced.free:
+        return [inputs_of(fitted(image, traced.size), settings) for image in images]
+    sizes = [traced_size(config, image) for image in images]
+    trials = [inputs_of(fitted(image, size), settings) for image, size in zip(images, sizes, strict=True)]
+    smaller = max(1, 3 * sizes[0][0] // 4), max(1, 3 * sizes[0][1] // 4 + 1)
+    return [*trials, inputs_of(images[0].resize(smaller[::-1]), settings)]
