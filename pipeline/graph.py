@@ -95,7 +95,7 @@ def _traced(portable: Portable, example: Inputs, names: Sequence[str], *, free: 
         for name in names:
             first = 2 if name == "image" else 1
             axes[name] |= {first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC}
-    with quiet(), torch.no_grad(), settings.patch(backed_size_oblivious=True):
+    with quiet(), torch.no_grad(), settings.patch(backed_size_oblivious=True):  # pyrefly: ignore[missing-attribute]
         program = torch.export.export(portable, example, dynamic_shapes=axes, strict=False)
     if ours := sorted({str(node.target) for node in program.graph.nodes if str(node.target).startswith("segmentation.")}):
         raise RuntimeError(f"its graph has operations of this project: {', '.join(ours)}")
@@ -173,7 +173,11 @@ def onnx_runner(path: Path) -> Runner:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    return lambda inputs: session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})[0]
+
+    def run(inputs: Inputs) -> NDArray[np.float32]:
+        return np.asarray(session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})[0])
+
+    return run
 
 
 def original(model: Segmenter) -> Runner:
