@@ -88,7 +88,9 @@ def trace(model: Segmenter, example: Inputs) -> Traced:
 
 def _traced(portable: Portable, example: Inputs, names: Sequence[str], *, free: bool) -> Any:
     # Sizes of 1 and 0 are not told apart from others: small maps, whose sides may be 1, are no cases of their own.
-    import torch.fx.experimental._config as settings
+    import torch.fx.experimental._config as flags
+
+    settings: Any = flags
 
     axes = {name: {0: torch.export.Dim.DYNAMIC} for name in names}
     if free:
@@ -173,7 +175,12 @@ def onnx_runner(path: Path) -> Runner:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    return lambda inputs: session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})[0]
+
+    def run(inputs: Inputs) -> NDArray[np.float32]:
+        given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return np.asarray(session.run(None, given)[0], np.float32)
+
+    return run
 
 
 def original(model: Segmenter) -> Runner:

@@ -25,7 +25,7 @@ def main() -> None:
     from pipeline import config, files, prepared
     from pipeline.report import grids
     from pipeline.report.entries import read
-    from pipeline.report.write import prediction_file, read_prediction
+    from pipeline.report.gallery import prediction_file, read_prediction
 
     entries = read(config.load())
     chosen = [entry for entry in entries if entry.name in SHOWN] or entries[: grids.COLUMNS]
@@ -35,9 +35,7 @@ def main() -> None:
     if not pairs:
         raise UserError("the evaluations have no pictures of the same images: evaluate them again")
     rows = [
-        grids.Row(
-            pair.name, prepared.open_image(pair), prepared.open_label(pair), [read_prediction(prediction_file(e, pair)) for e in chosen]
-        )
+        grids.Row(pair.name, prepared.open_image(pair), prepared.open_label(pair), [read_prediction(e, pair) for e in chosen])
         for pair in pairs[:: max(1, len(pairs) // IMAGES)][:IMAGES]
     ]
     picture = grids.grid([entry.name for entry in chosen], rows, manifest.classes, manifest.palette)
