@@ -88,14 +88,16 @@ def trace(model: Segmenter, example: Inputs) -> Traced:
 
 def _traced(portable: Portable, example: Inputs, names: Sequence[str], *, free: bool) -> Any:
     # Sizes of 1 and 0 are not told apart from others: small maps, whose sides may be 1, are no cases of their own.
-    import torch.fx.experimental._config as settings
+    import torch.fx.experimental._config as flags
+
+    settings: Any = flags
 
     axes = {name: {0: torch.export.Dim.DYNAMIC} for name in names}
     if free:
         for name in names:
             first = 2 if name == "image" else 1
             axes[name] |= {first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC}
-    with quiet(), torch.no_grad(), settings.patch(backed_size_oblivious=True):  # pyrefly: ignore[missing-attribute]
+    with quiet(), torch.no_grad(), settings.patch(backed_size_oblivious=True):
         program = torch.export.export(portable, example, dynamic_shapes=axes, strict=False)
     if ours := sorted({str(node.target) for node in program.graph.nodes if str(node.target).startswith("segmentation.")}):
         raise RuntimeError(f"its graph has operations of this project: {', '.join(ours)}")
@@ -175,7 +177,8 @@ def onnx_runner(path: Path) -> Runner:
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: Inputs) -> NDArray[np.float32]:
-        return np.asarray(session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})[0])
+        given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return np.asarray(session.run(None, given)[0], np.float32)
 
     return run
 

@@ -35,7 +35,7 @@ def main() -> None:
     if not pairs:
         raise UserError("the evaluations have no pictures of the same images: evaluate them again")
     rows = [
-        grids.Row(pair.name, prepared.open_image(pair), prepared.open_label(pair), [read_prediction(entry, pair) for entry in chosen])
+        grids.Row(pair.name, prepared.open_image(pair), prepared.open_label(pair), [read_prediction(e, pair) for e in chosen])
         for pair in pairs[:: max(1, len(pairs) // IMAGES)][:IMAGES]
     ]
     picture = grids.grid([entry.name for entry in chosen], rows, manifest.classes, manifest.palette)

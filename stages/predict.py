@@ -19,6 +19,7 @@ from pipeline.progress import PLAIN_SECONDS, track
 from stages.command import run
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from pipeline.predictor import Predictor
@@ -46,10 +47,14 @@ def main() -> None:
     skipped = []
     for name, file in track(images.items(), len(images), f"predict with {options.run}", unit="images"):
         try:
-            write(predictor, file, options.out / name, probabilities=options.probabilities)
+            image = predictor.image(file)
         except UserError as error:
             skipped.append(file)
             print(f"skipped: {file}: {error}", file=sys.stderr)
+            continue
+        # What cannot be written ends the work: a full disk would take every image.
+        write(predictor, image, file, options.out / name, probabilities=options.probabilities)
+        del image
     print(f"{len(images) - len(skipped)} of {len(images)} images predicted > {options.out}")
     if skipped:
         raise SystemExit(1)
@@ -94,14 +99,14 @@ def named(patterns: Sequence[str]) -> dict[str, Path]:
     return {name: file for file, name in names.items()}
 
 
-def write(predictor: "Predictor", file: Path, goal: Path, *, probabilities: bool) -> None:
-    """Predict one image and write its files, each whole or not at all."""
+def write(predictor: "Predictor", image: "Image.Image", file: Path, goal: Path, *, probabilities: bool) -> None:
+    """Predict the image of a file and write its files, each whole or not at all; the image becomes its overlay."""
     from PIL import Image
 
     from pipeline import files
     from pipeline.pictures import coloured, indexed, save
 
-    image, told = predictor.image(file), progress_in(file)
+    told = progress_in(file)
     if probabilities:
         with files.replacing(goal.with_name(goal.name + ".probabilities.npy")) as writer:
             ids_HW = predictor(image, planes(writer, (len(predictor.classes), image.height, image.width)), told)

@@ -89,7 +89,8 @@ class PlainBodyEdge(nn.Module):
 
 def _corners(length: int, like: Tensor) -> Tensor:
     """`linspace(-1, 1, length)`, whose length an export would fix."""
-    return torch.arange(length, device=like.device, dtype=like.dtype) * (2 / torch.sym_max(length - 1, 1)) - 1  # pyrefly: ignore[unsupported-operation]
+    step: Any = 2 / torch.sym_max(length - 1, 1)
+    return torch.arange(length, device=like.device, dtype=like.dtype) * step - 1
 
 
 class PlainSelfAttention(nn.Module):
