@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
-from ray.tune import Callback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
@@ -129,10 +129,11 @@ class Chooser(Searcher):
         """Nothing that is not on the disk."""
 
 
-class Follower(Callback):
-    """Notes how trials end."""
+class Follower(TrialProgressCallback):
+    """Notes how trials end, in place of the callback with which Ray would print it."""
 
     def __init__(self, trials: Trials, told: Told) -> None:
+        super().__init__()
         self.trials, self.told = trials, told
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:

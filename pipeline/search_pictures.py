@@ -3,53 +3,53 @@
 Only scores after equal numbers of steps are compared: what ended early is drawn apart. Colours: Okabe and Ito's, and viridis.
 """
 
-import io
 import math
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline import files
+import numpy as np
+
+from pipeline.figures import canvas
+from pipeline.figures.canvas import BLUE, ORANGE, Margins, Panel, Sheet
 from pipeline.search import Range, Search, Value, written
 from pipeline.suggestions import distribution, place_of
 from pipeline.trials import Outcome
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8A8A8A"
+GREY = "#8A8A8A"
 FEWEST = 4  # trials from which an importance is told
 TREES = 64
 EARLY, FAILED = "ended early, after fewer steps", "failed"
 
 
 def draw(search: Search, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
-    """Write all pictures as PNG and SVG; returns the PNG files."""
-    figures = {"parallel": parallel(search, outcomes)}
-    if (found := importance(search, outcomes)) is not None:
-        figures["importance"] = found
-    for path in search.space:
-        figures[f"miou-{path}"] = against(search, path, outcomes)
-    made = []
-    for name, figure in figures.items():
-        for kind in ("png", "svg"):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
-            files.write_bytes(folder / f"{name}.{kind}", content.getvalue())
-        made.append(folder / f"{name}.png")
-    return made
+    """Write all pictures as PNG and SVG, in place of those that are there; returns the PNG files."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with canvas.style():
+        sheets = {"parallel": parallel(search, outcomes)}
+        if (found := importance(search, outcomes)) is not None:
+            sheets["importance"] = found
+        for path in search.space:
+            sheets[f"miou-{path}"] = against(search, path, outcomes)
+        for name, made in sheets.items():
+            canvas.save(made, folder / name)
+    return [folder / f"{name}.png" for name in sheets]
 
 
-def figure(width: float, height: float) -> "tuple[Figure, Axes]":
-    """An empty figure, in inches, that no window belongs to."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def about(search: Search, outcomes: Sequence[Outcome]) -> str:
+    """Of what a picture is."""
+    where = "training images that are held out" if search.split is None else f"split {search.split}"
+    return f"run {search.run}, {len(outcomes)} trials, scored on {where}"
 
-    made = Figure(figsize=(width, height))
-    FigureCanvasAgg(made)
-    return made, made.add_subplot()
+
+def key(made: Sheet, panel: Panel) -> None:
+    """What the marks mean, below the panel."""
+    handles = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    if handles:
+        canvas.grow(made, 0.25)
+        made.figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=3, frameon=False, fontsize=8)
 
 
 def title(path: str) -> str:
@@ -68,81 +68,81 @@ def numeric(entry: Range) -> bool:
     return entry.values is None or all(isinstance(value, int | float) and not isinstance(value, bool) for value in entry.values)
 
 
-def against(search: Search, path: str, outcomes: Sequence[Outcome]) -> "Figure":
+def against(search: Search, path: str, outcomes: Sequence[Outcome]) -> Sheet:
     """The mIoU against one parameter; the other parameters differ too, unless there is one alone, whose points are joined."""
-    entry, (made, axes) = search.space[path], figure(6.4, 4.2)
+    title = (f"mIoU against {path}", about(search, outcomes))
+    made = canvas.sheet(1, 1, title, size=(4.6, 3.0), margins=Margins(left=0.6, below=0.5, above=0.1, right=0.15))
+    entry, panel = search.space[path], made.panels[0][0]
     groups = {state: [outcome for outcome in outcomes if outcome.state == state] for state in ("finished", "early", "failed")}
 
     def points(state: str) -> tuple[list[float], list[float]]:
         chosen = sorted((position(each.values[path], entry), 100 * (each.miou or 0)) for each in groups[state] if each.scores)
         return [x for x, _ in chosen], [y for _, y in chosen]
 
-    done = points("finished")
-    steps = max((outcome.steps for outcome in groups["finished"]), default=0)
+    done, early = points("finished"), points("early")
     if len(search.space) == 1 and numeric(entry):
-        axes.plot(*done, color=BLUE, linewidth=1, zorder=1)
-    axes.scatter(*done, color=BLUE, s=42, zorder=3, label=f"trained to the end ({steps} steps)")
-    early = points("early")
+        panel.plot(*done, color=BLUE, linewidth=1, zorder=1)
+    if done[0]:
+        steps = max(outcome.steps for outcome in groups["finished"])
+        panel.scatter(*done, color=BLUE, s=28, zorder=3, label=f"trained to the end ({steps} steps)")
     if early[0]:
-        axes.scatter(*early, marker="v", facecolors="none", edgecolors=ORANGE, s=42, zorder=2, label=EARLY)
+        panel.scatter(*early, marker="v", facecolors="none", edgecolors=ORANGE, s=28, zorder=2, label=EARLY)
+    scale(panel, entry)
     if groups["failed"]:
         places = [position(each.values[path], entry) for each in groups["failed"]]
-        bottom = axes.get_xaxis_transform()  # they have no score
-        axes.scatter(places, [0.03] * len(places), marker="x", color="black", s=42, zorder=3, label=FAILED, transform=bottom)
-    scale(axes, entry)
-    axes.set_xlabel(path)
-    axes.set_ylabel("mIoU (%), images that are held out" if search.split is None else f"mIoU (%), {search.split}")
-    axes.grid(color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.13), ncol=3, frameon=False, fontsize=9)
+        bottom = panel.get_xaxis_transform()  # they have no score
+        panel.scatter(places, [0.03] * len(places), marker="x", color="black", s=28, zorder=3, label=FAILED, transform=bottom)
+    panel.set_xlabel(path)
+    panel.set_ylabel("mIoU (%)")
+    panel.grid(color="#DDDDDD", linewidth=0.6)
+    panel.set_axisbelow(True)
+    key(made, panel)
     return made
 
 
-def scale(axes: "Axes", entry: Range) -> None:
+def scale(panel: Panel, entry: Range) -> None:
     """The x axis of a parameter."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     if not numeric(entry):
-        axes.set_xticks(range(len(entry.values or [])), [written(value) for value in entry.values or []])
+        panel.set_xticks(range(len(entry.values or [])), [written(value) for value in entry.values or []])
     elif entry.log:
-        axes.set_xscale("log")
-        axes.set_xlim(entry.between[0] / 1.06, entry.between[1] * 1.06)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        low, high = entry.between
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = (1, 2, 5) if high / low < 1000 else (1,)
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        panel.set_xscale("log")
+        panel.set_xticks(ticks or [low, high], [f"{tick:g}" for tick in ticks or [low, high]])
+        panel.minorticks_off()
+        panel.set_xlim(low / 1.06, high * 1.06)
 
 
-def parallel(search: Search, outcomes: Sequence[Outcome]) -> "Figure":
+def parallel(search: Search, outcomes: Sequence[Outcome]) -> Sheet:
     """A line for each trial through its values; the colour is the mIoU of those that were trained to the end."""
-    from matplotlib import colormaps
-
     paths = list(search.space)
-    made, axes = figure(max(6.4, 2.2 * (len(paths) + 1)), 4.6)
+    size = (max(4.0, 1.5 * len(paths)), 3.0)
+    made = canvas.sheet(1, 1, ("Trials", about(search, outcomes)), size=size, margins=Margins(left=0.5, below=0.5, above=0.15, right=0.3))
+    panel = made.panels[0][0]
     done = [100 * (outcome.miou or 0) for outcome in outcomes if outcome.state == "finished"]
     low, high = (min(done), max(done)) if done else (0.0, 1.0)
-    colours = colormaps["viridis"]
+    colours = panel.scatter([], [], c=[], cmap="viridis", vmin=0, vmax=1)
     for outcome in sorted(outcomes, key=lambda each: (each.state == "finished", each.miou or 0)):
         heights = [height(outcome.values[path], search.space[path]) for path in paths]
         if outcome.state == "finished":
-            score = 100 * (outcome.miou or 0)
-            end = (score - low) / (high - low) if high > low else 0.5
-            axes.plot(range(len(paths) + 1), [*heights, end], color=colours(end), linewidth=1.8, zorder=3)
+            end = (100 * (outcome.miou or 0) - low) / (high - low) if high > low else 0.5
+            panel.plot(range(len(paths) + 1), [*heights, end], color=colours.to_rgba(np.array([end]))[0], linewidth=1.5, zorder=3)
         elif outcome.state in ("early", "failed"):
-            style: dict[str, Any] = {"color": GREY, "linewidth": 0.9} if outcome.state == "early" else {"color": "black", "linestyle": ":"}
-            axes.plot(range(len(paths)), heights, zorder=2, label=EARLY if outcome.state == "early" else FAILED, **style)
+            style: dict[str, Any] = {"color": GREY, "linewidth": 0.8} if outcome.state == "early" else {"color": "black", "linestyle": ":"}
+            panel.plot(range(len(paths)), heights, zorder=2, label=EARLY if outcome.state == "early" else FAILED, **style)
     for index, path in enumerate(paths):
-        axis(axes, index, ends(search.space[path]))
-    axis(axes, len(paths), [(0.0, f"{low:.1f}"), (1.0, f"{high:.1f}")] if high > low else [(0.5, f"{low:.1f}")])
-    axes.set_xticks(range(len(paths) + 1), [*map(title, paths), "mIoU (%)\ntrained to the end"])
-    axes.tick_params(length=0)
-    axes.set_yticks([])
-    axes.set_xlim(-0.35, len(paths) + 0.45)
-    axes.set_ylim(-0.08, 1.08)
-    for side in axes.spines.values():
+        axis(panel, index, ends(search.space[path]))
+    axis(panel, len(paths), [(0.0, f"{low:.1f}"), (1.0, f"{high:.1f}")] if high > low else [(0.5, f"{low:.1f}")])
+    panel.set_xticks(range(len(paths) + 1), [*map(title, paths), "mIoU (%)\ntrained to the end"])
+    panel.set_yticks([])
+    panel.tick_params(length=0)
+    panel.set_xlim(-0.1, len(paths) + 0.2)
+    panel.set_ylim(-0.08, 1.08)
+    for side in panel.spines.values():
         side.set_visible(False)
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    if handles:
-        axes.legend(handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, 1.12), ncol=2, frameon=False, fontsize=9)
+    key(made, panel)
     return made
 
 
@@ -165,15 +165,15 @@ def ends(entry: Range) -> list[tuple[float, str]]:
     return [(0.0, f"{low:g}"), (1.0, f"{high:g}")]
 
 
-def axis(axes: "Axes", index: int, labels: Sequence[tuple[float, str]]) -> None:
+def axis(panel: Panel, index: int, labels: Sequence[tuple[float, str]]) -> None:
     """A vertical axis with its labels."""
-    axes.axvline(index, ymin=0.08 / 1.16, ymax=1.08 / 1.16, color="black", linewidth=0.8, zorder=1)
+    panel.axvline(index, ymin=0.08 / 1.16, ymax=1.08 / 1.16, color="black", linewidth=0.8, zorder=1)
     for place, label in labels:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-        axes.annotate(label, (index, place), (4, 0), textcoords="offset points", va="center", fontsize=9, zorder=4, bbox=box)
+        panel.annotate(label, (index, place), (4, 0), textcoords="offset points", va="center", fontsize=7, zorder=4, bbox=box)
 
 
-def importance(search: Search, outcomes: Sequence[Outcome]) -> "Figure | None":
+def importance(search: Search, outcomes: Sequence[Outcome]) -> Sheet | None:
     """How much of the score's variance each parameter explains (Hutter et al., fANOVA, 2014); None with too few trials.
 
     It takes the scores after the most steps that at least half of the trials have come to.
@@ -183,13 +183,13 @@ def importance(search: Search, outcomes: Sequence[Outcome]) -> "Figure | None":
         return None
     count = sum(steps in dict(outcome.scores) for outcome in outcomes)
     paths = sorted(shares, key=lambda path: shares[path])
-    made, axes = figure(6.4, 1.4 + 0.45 * len(paths))
-    bars = axes.barh(paths, [100 * shares[path] for path in paths], color=BLUE, height=0.6)
-    axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set_xlabel(f"share of the variance of mIoU after {steps} steps, in % ({count} trials)")
-    axes.set_xlim(0, 108)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    margins = Margins(left=0.3 + canvas.widest(paths, 7), below=0.5, above=0.1, right=0.2)
+    made = canvas.sheet(1, 1, ("What the mIoU depends on", about(search, outcomes)), size=(3.4, 0.3 + 0.3 * len(paths)), margins=margins)
+    panel = made.panels[0][0]
+    bars = panel.barh(paths, [100 * shares[path] for path in paths], color=BLUE, height=0.6)
+    panel.bar_label(bars, fmt="%.0f", padding=3)
+    panel.set_xlabel(f"share of the variance after {steps} steps, in % ({count} trials)")
+    panel.set_xlim(0, 112)
     return made
 
 

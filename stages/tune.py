@@ -6,7 +6,6 @@ goes on; with other settings, data or code it starts afresh, in a folder of its 
 
 import argparse
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +105,6 @@ def publish(wanted: Search, folder: Path, outcomes: Sequence[Outcome], file: Pat
     from pipeline.search_pictures import draw
 
     for place in (folder, FOLDER):
-        shutil.rmtree(place / "pictures", ignore_errors=True)
         draw(wanted, outcomes, place / "pictures")
     best = trials.best(outcomes)
     if best is None or best.miou is None:

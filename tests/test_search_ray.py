@@ -115,7 +115,8 @@ def test_a_search_that_is_killed_goes_on_and_takes_more_trials(project: Project,
     project.params["tune"] = {"run": "fcn", "space": {"train.lr": {"low": 0.01, "high": 0.1}}, "trials": 2, "asha": False}
     running = project.start("tune")
     try:
-        wait_until(lambda: list(Path("tune").glob("search-*/trials/*/runs/fcn/checkpoints/*/seed-0/step-*.pt")))
+        wait_until(lambda: list(Path("tune").glob("search-*/trials/*/runs/fcn/checkpoints/*/seed-0/step-*.pt")) or not running.is_alive())
+        assert running.is_alive()
         _, folder = the_search()
         first = place(folder, Trials(folder).all[0].values)
         assert project.stage("tune") == 2  # a second search at once
@@ -123,7 +124,8 @@ def test_a_search_that_is_killed_goes_on_and_takes_more_trials(project: Project,
         os.kill(holder(first), signal.SIGKILL)
         wait_until(lambda: len(Trials(folder).all) == 2)
         second = place(folder, Trials(folder).all[1].values)
-        wait_until(lambda: list(second.glob("runs/fcn/checkpoints/*/seed-0/step-*.pt")))
+        wait_until(lambda: list(second.glob("runs/fcn/checkpoints/*/seed-0/step-*.pt")) or not running.is_alive())
+        assert running.is_alive()
         orphan = holder(second)
     finally:
         running.kill()
