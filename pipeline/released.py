@@ -23,7 +23,8 @@ def write(folder: Path, weights: Weights, palette: Sequence[Sequence[int]]) -> N
     from safetensors.torch import save
 
     tensors = {name: tensor.contiguous() for name, tensor in weights.state.items()}
-    files.write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt", "fingerprint": weights.fingerprint}))
+    # One entry alone: safetensors writes several in any order, and equal weights shall be equal bytes.
+    files.write_bytes(folder / WEIGHTS, save(tensors, {"fingerprint": weights.fingerprint}))
     values = configs.to_dict(weights.config)
     del values["launch"]
     described = {
