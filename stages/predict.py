@@ -6,11 +6,12 @@ An image that cannot be read is named and skipped; the exit status is then 1.
 """
 
 import argparse
+import contextlib
 import glob
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -33,12 +34,9 @@ def main() -> None:
     """The command."""
     options = arguments()
     images = named(options.images)
-    from PIL import Image
-
     from pipeline.pictures import legend, save
     from pipeline.predictor import Predictor
 
-    Image.MAX_IMAGE_PIXELS = MOST
     predictor = Predictor.load(
         options.run, seed=options.seed, device=options.device, scales=options.scales, flip=options.flip,
         short_side=options.short_side, window=options.window,
@@ -47,7 +45,8 @@ def main() -> None:
     skipped = []
     for name, file in track(images.items(), len(images), f"predict with {options.run}", unit="images"):
         try:
-            image = predictor.image(file)
+            with large_images():
+                image = predictor.image(file)
         except UserError as error:
             skipped.append(file)
             print(f"skipped: {file}: {error}", file=sys.stderr)
@@ -58,6 +57,18 @@ def main() -> None:
     print(f"{len(images) - len(skipped)} of {len(images)} images predicted > {options.out}")
     if skipped:
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def large_images() -> Iterator[None]:
+    """Inside, Pillow opens images of up to `MOST` pixels."""
+    from PIL import Image
+
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def arguments() -> argparse.Namespace:

@@ -44,7 +44,6 @@ def project(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def predict(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """What `python -m stages.predict` does."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the command raises it for its process
     made = Project(project)
     made.params["train"]["iterations"] = 4
 

@@ -15,7 +15,7 @@ from models.layers import Output, resize
 from models.segmenter import Segmenter
 from pipeline.checkpoint import read_weights
 from pipeline.errors import UserError
-from pipeline.inference import Network, Scaled, scaled_size
+from pipeline.inference import Network, Scaled, in_unit_range, scaled_size
 from pipeline.metrics import VOID
 from pipeline.prepared import Pair, Prepared, open_image, open_label
 from pipeline.restored import check_belongs, restored
@@ -193,7 +193,7 @@ def look(run: Run, shot: Shot, names: Sequence[str] = (), changed: Mapping[str, 
     try:
         scaled = scaled_view(run, shot)
         superpixels = None if scaled.superpixels_HW is None else scaled.superpixels_HW[None]
-        output = model(scaled.image_3HW[None], superpixels)
+        output = model(in_unit_range(scaled.image_3HW, run.network)[None], superpixels)
     finally:
         for handle in hooks:
             handle.remove()
