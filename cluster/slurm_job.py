@@ -98,6 +98,8 @@ class Job:
         """Rank 0: put the job back into the queue unless it was cancelled; the others wait for the end."""
         if rank() == 0:
             now = slurm_queue.status(own_id())
+            if now.state == "PENDING":
+                return  # Slurm has put it back already, for a node was lost; on this one it cannot start before we have ended
             over = now.ended or now.state == "COMPLETING"  # not SIGNALING, which it is while a warning is being delivered
             if over and not (self.resumes and now.reason == "TimeLimit"):
                 return  # it was cancelled, or ends anyway

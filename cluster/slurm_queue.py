@@ -20,6 +20,7 @@ HOPELESS = {
     "InvalidAccount": "slurm.account is not valid",
     "InvalidQOS": "slurm.qos is not valid",
 }
+HELD = "launch_failed_requeued_held"  # a node could not start the job, and Slurm waits for somebody to release it
 WAIT = 60  # seconds for an answer
 
 
@@ -87,6 +88,11 @@ def parse(line: str) -> Status:
 def cancel(job: str) -> None:
     """Cancel a job."""
     ask("scancel", job)
+
+
+def release(job: str) -> None:
+    """Let a job that Slurm holds wait for its turn."""
+    ask("scontrol", "release", job)
 
 
 def find(comment: str) -> str | None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster import slurm_queue
-from cluster.slurm_queue import HOPELESS, Status
+from cluster.slurm_queue import HELD, HOPELESS, Status
 from pipeline.errors import UserError
 
 LOOK = 0.5  # seconds between two looks at the log
 RARELY = 10.0  # the most seconds between two questions to Slurm
 SURE = 2.0  # seconds for which an end must stand: a job that is queued again passes through states that look like one
+RELEASES = 3  # how often a job is released that a node could not start
 TAIL = 15  # lines of the log in a message
 SHARED = 15.0  # seconds in which a file that another machine wrote appears
 NOISE = ("submitit ",)  # how lines of submitit's own begin
@@ -37,6 +38,7 @@ class Watch:
         self.new, self.said, self.part = new, "", b""
         self.position = 0 if new or not log.is_file() else max(0, log.stat().st_size - 2000)
         self.skip = self.position > 0  # the rest of a line
+        self.releases = 0
 
     def follow(self) -> None:
         """Return when the job has completed; UserError when it ended in another way."""
@@ -78,6 +80,7 @@ class Watch:
                 slurm_queue.cancel(self.job.split("_")[0])  # an array's other elements want the same
                 raise UserError(f"{self.title}: Slurm would never start it ({status.reason}): {HOPELESS[status.reason]}; cancelled")
             line += f" ({status.reason})" if status.reason else ""
+            self.release(status)
         elif status.nodes:
             line += f" on {status.nodes}"
         if status.state == "UNKNOWN":
@@ -89,6 +92,17 @@ class Watch:
         self.said = line
         self.say(line)
         return True
+
+    def release(self, status: Status) -> None:
+        """Let a job go on that Slurm holds because a node could not start it; UserError when that has not helped."""
+        if status.reason != HELD:
+            return
+        if self.releases == RELEASES:
+            way = f"`scontrol show job {self.job}` names the node; `scontrol release {self.job}` tries again, and the same command attaches"
+            raise UserError(f"{self.title}: Slurm job {self.job} cannot be started and is held, also after {RELEASES} releases: {way}")
+        self.releases += 1
+        self.say(f"could not be started on its node and was held: released ({self.releases} of {RELEASES})")
+        slurm_queue.release(self.job)
 
     def say(self, text: str) -> None:
         """A line for people."""

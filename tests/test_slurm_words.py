@@ -94,6 +94,22 @@ def test_it_waits_through_ends_that_do_not_last_and_silence(tmp_path: Path, monk
         assert words in said
 
 
+@pytest.mark.parametrize("holds", [1, 3, 4])
+def test_one_that_a_node_cannot_start_is_released_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd, holds: int) -> None:
+    states = [Status("PENDING", "launch_failed_requeued_held", restarts=1)] * holds
+    released: list[str] = []
+    monkeypatch.setattr(slurm_queue, "status", lambda job: states.pop(0) if states else Status("COMPLETED"))
+    monkeypatch.setattr(slurm_queue, "release", released.append)
+    monkeypatch.setattr(slurm_watch, "LOOK", 0.01)
+    if holds == 4:
+        with pytest.raises(UserError, match="fcn, seed 0: Slurm job 7 cannot be started and is held, also after 3 releases: `scontrol"):
+            watch(tmp_path).follow()
+    else:
+        watch(tmp_path).follow()
+    assert released == ["7"] * min(holds, 3)
+    assert "was held: released (1 of 3)" in capfd.readouterr().err
+
+
 def test_an_interrupt_without_a_terminal_leaves_the_job_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     def interrupt(job: str) -> Status:
         raise KeyboardInterrupt
