@@ -25,9 +25,10 @@ def filtered(tiles: Tiles, values_TVn: Tensor) -> Tensor:
         return out_TVn
     _declare(tiles, channels)
     constants: Any = {"DEPTH": tiles.offsets_TDn.shape[1], **_blocks(size, channels)}
-    filter_kernel[(total, triton.cdiv(channels, CHANNELS))](
-        tiles.offsets_TDn, tiles.centres_TD, values_TVn, *tiles.neighbours, out_TVn, channels, size, **constants
-    )
+    with torch.cuda.device_of(values_TVn):  # which need not be the current GPU, as Triton takes it to be
+        filter_kernel[(total, triton.cdiv(channels, CHANNELS))](
+            tiles.offsets_TDn, tiles.centres_TD, values_TVn, *tiles.neighbours, out_TVn, channels, size, **constants
+        )
     return out_TVn
 
 
@@ -40,9 +41,10 @@ def pulls(tiles: Tiles, values_TVn: Tensor, gradient_TVn: Tensor) -> Tensor:
     depth = out_TDn.shape[1]
     _declare(tiles, 2 * channels + depth)
     constants: Any = {"DEPTH": depth, "COLUMNS": triton.next_power_of_2(depth), **_blocks(size, channels)}
-    pull_kernel[(total,)](
-        tiles.offsets_TDn, tiles.centres_TD, values_TVn, gradient_TVn, *tiles.neighbours, out_TDn, channels, size, **constants
-    )
+    with torch.cuda.device_of(values_TVn):
+        pull_kernel[(total,)](
+            tiles.offsets_TDn, tiles.centres_TD, values_TVn, gradient_TVn, *tiles.neighbours, out_TDn, channels, size, **constants
+        )
     return out_TDn
 
 
