@@ -86,9 +86,7 @@ def check_run(config: Config, classes: int, params: Params, place: str) -> None:
             f"{file}: {place}: crf {config.crf.name} averages over superpixels, but the set {config.superpixels} is empty: "
             f"name a set, or give the crf superpixel_weight: 0"
         )
-    if config.train.batch_size // config.train.accumulate < model.head.smallest_batch:
-        why = f"head {config.head.name} pools images to one value, which a batch of 1 cannot normalise"
-        raise UserError(f"{file}: {place}: {why}: batch_size / accumulate must be at least {model.head.smallest_batch}")
+    check_batch(config, model, f"{file}: {place}")
     if isinstance(model.crf, Conv) and "position" in model.crf.field:
         check_position(config, list(model.crf.field["position"].shape[1:]), model.crf.stride, params, place)
     if config.finetune is not None:
@@ -99,6 +97,19 @@ def check_run(config: Config, classes: int, params: Params, place: str) -> None:
             raise UserError(f"{file}: {place}.alternate: crf {config.crf.name} has no unary of its own to alternate with")
         if config.finetune.alternate and not optim.trains_the_unary(model):
             raise UserError(f"{file}: {place}.alternate: all but the crf is frozen: there is no unary to alternate with")
+
+
+def check_batch(config: Config, model: Any, where: str) -> None:
+    """Batch norm cannot be trained on one value per channel: a batch of 1 must leave more than that at every layer."""
+    from models import backbone
+
+    if (batch := config.train.batch_size // config.train.accumulate) < model.head.smallest_batch:
+        why = f"head {config.head.name} pools images to one value, which a batch of 1 cannot normalise"
+        raise UserError(f"{where}: {why}: batch_size / accumulate must be at least {model.head.smallest_batch}")
+    stride = backbone.shape(model.backbone)[1][-1]
+    if batch == 1 and max(config.data.crop) <= stride:
+        why = f"data.crop {list(config.data.crop)} is one pixel at the backbone's stride {stride}, which a batch of 1 cannot normalise"
+        raise UserError(f"{where}: {why}: a larger crop, or batch_size / accumulate of at least 2")
 
 
 def check_position(config: Config, learned: list[int], stride: int, params: Params, place: str) -> None:

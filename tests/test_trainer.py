@@ -384,6 +384,17 @@ def test_a_mistake_in_the_last_method_stops_the_first(project: Project, mistake:
     assert not (project.folder / "runs").exists()
 
 
+def test_one_image_of_one_pixel_cannot_be_normalised(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
+    project.params["data"]["crop"], project.params["train"]["batch_size"] = [16, 16], 1
+    assert project.stage("train", "fcn") == 2
+    said = "data.crop [16, 16] is one pixel at the backbone's stride 16, which a batch of 1 cannot normalise"
+    assert f"methods.fcn: {said}" in capfd.readouterr().err
+    del project.params["methods"]["ecrf"], project.params["evaluations"]["ecrf"]
+    project.params["train"]["iterations"], project.params["train"]["warmup"] = 1, 0
+    project.params["data"]["crop"] = [16, 17]
+    assert project.stage("train", "fcn") == 0
+
+
 def test_weights_that_are_none_are_refused(workspace: Path) -> None:
     for content in (b"", b"not weights", b"PK\x03\x04"):
         Path("x.pt").write_bytes(content)
