@@ -14,20 +14,20 @@ from pipeline.report.entries import Entry
 from pipeline.report.placement import placed
 from pipeline.report.sections import CONVENTIONS, PROTOCOLS, radii
 
-# Dark enough on white and light enough on black; neighbours differ in lightness too, for eyes that miss a hue.
+# At least three to one against both papers of the page (WCAG 1.4.11); neighbours differ in lightness too, for eyes that miss a hue.
 COLOURS = (
     "#0072b2",
     "#d55e00",
     "#009e73",
     "#b5539c",
-    "#4aa3df",
-    "#c98a00",
+    "#3c96d2",
+    "#c08300",
     "#7a5cc7",
     "#8c6d31",
     "#7f7f7f",
-    "#94a300",
+    "#899700",
     "#c2334d",
-    "#2ba8a8",
+    "#209a9a",
 )
 WIDTH, HEIGHT = 860, 360  # pixels of a chart's inside
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -153,7 +153,7 @@ def boundary(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def training(entries: Sequence[Entry], curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, Any]:
-    """The training loss against the step, in the method's colour; a few first losses, which would flatten the rest, are cut off."""
+    """The training loss against the step, in the method's colour, on a logarithmic axis: losses of several terms are large."""
     import altair
 
     colour = {}
@@ -164,12 +164,13 @@ def training(entries: Sequence[Entry], curves: Mapping[str, Mapping[int, Curve]]
         for seed, curve in sorted(seeds.items()):
             rows += [{"series": run, "seed": seed, "x": step, "y": float(f"{loss:.5g}")} for step, loss in curve]
     series = [Looks(run, colour[run].colour, colour[run].dashes) for run, seeds in curves.items() if any(seeds.values())]
-    losses = sorted(row["y"] for row in rows)
-    highest = losses[int(0.99 * (len(losses) - 1))] * 1.05 or 1.0
+    losses = [row["y"] for row in rows]
+    if min(losses) > 0:
+        title, scale = "training loss, logarithmic", altair.Scale(type="log", domain=[min(losses) * 0.95, max(losses) * 1.05], nice=False)
+    else:
+        title, scale = "training loss", altair.Scale(zero=False)
     x = altair.X("x:Q", title="step", axis=altair.Axis(grid=False, tickCount=8), scale=altair.Scale(nice=False))
-    y = altair.Y(
-        "y:Q", title="training loss", axis=altair.Axis(tickCount=7), scale=altair.Scale(domain=[min(0.0, losses[0]), highest], nice=True)
-    )
+    y = altair.Y("y:Q", title=title, axis=altair.Axis(tickCount=7, format="~g"), scale=scale)
     tips = [
         altair.Tooltip("series:N", title="run"),
         altair.Tooltip("seed:N"),

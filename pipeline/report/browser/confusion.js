@@ -119,7 +119,9 @@
   }
 
   async function show() {
-    counts = new Float64Array(await bytes(Number($("confusion-method").value)));
+    const wanted = $("confusion-method").value, content = await bytes(Number(wanted));
+    if (wanted !== $("confusion-method").value) return; // another one was chosen meanwhile
+    counts = new Float64Array(content);
     list();
     drawMatrix();
     tell();
