@@ -224,6 +224,12 @@ def test_charts_follow_their_controls(project: Path, visit: Visit) -> None:
     page.wait_for_function(
         f"[...document.querySelectorAll('{lines}')].filter(p => Number(p.getAttribute('opacity') ?? 1) < 0.2).length === 2"
     )
+    for chart, said in (("boundary", ["method", "radius, px"]), ("training", ["run", "seed", "step"])):
+        place = page.locator(f"#chart-{chart} svg").bounding_box()
+        page.locator(f"#chart-{chart} svg").hover(position={"x": place["width"] / 3, "y": place["height"] / 2})
+        page.wait_for_function(f"document.getElementById('vg-tooltip-element')?.innerText.includes('{said[-1]}')")
+        assert page.locator("#vg-tooltip-element .key").all_inner_texts()[: len(said)] == said
+        assert page.locator("#vg-tooltip-element .value").first.inner_text().strip() in METHODS
     page.check("input[name=cost-axis][value=train_seconds]")
     page.wait_for_function("document.getElementById('chart-cost').textContent.includes('training time, minutes')")
     assert all(name in page.text_content("#chart-cost") for name in METHODS)

@@ -60,7 +60,7 @@ def finished(chart: Any) -> dict[str, Any]:
     words: dict[str, Any] = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12}
     axis = words | {"gridColor": "currentColor", "gridOpacity": 0.12, "domainColor": "currentColor", "tickColor": "currentColor"}
     font = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-    styled = chart.configure(background="transparent", font=font).configure_view(stroke=None)
+    styled = chart.configure(background="transparent", font=font, customFormatTypes=True).configure_view(stroke=None)
     styled = styled.configure_axis(**axis, titleFontWeight="normal", titlePadding=10, domainOpacity=0.4, tickOpacity=0.4)
     styled = styled.configure_legend(**words, labelLimit=260, symbolStrokeWidth=2.5)
     spec = styled.to_dict()
@@ -116,6 +116,13 @@ def lines(series: Sequence[Looks], x: Any, y: Any, tips: Sequence[Any]) -> list[
     return [drawn.add_params(picked, highlight), spoken.add_params(near)]
 
 
+def word(field: str, title: str) -> Any:
+    """A tooltip's line of text. Without a format, Vega-Lite 6 reads it from the wrong place where the nearest point speaks: undefined."""
+    import altair
+
+    return altair.Tooltip(f"{field}:N", title=title, format="", formatType="toString")
+
+
 def boundary(entries: Sequence[Entry]) -> dict[str, Any]:
     """Boundary F in percent against the radius in pixels, a band of one standard deviation where there are several seeds.
 
@@ -139,7 +146,7 @@ def boundary(entries: Sequence[Entry]) -> dict[str, Any]:
     x = altair.X("r:Q", title="radius, pixels", axis=altair.Axis(values=ticks, grid=False, format="d"), scale=altair.Scale(nice=False))
     y = altair.Y("f:Q", title="boundary F, percent", scale=altair.Scale(zero=False, nice=True))
     tips = [
-        altair.Tooltip("series:N", title="method"),
+        word("series", "method"),
         altair.Tooltip("r:Q", title="radius, px"),
         altair.Tooltip("f:Q", title="F, percent", format=".2f"),
     ]
@@ -172,8 +179,8 @@ def training(entries: Sequence[Entry], curves: Mapping[str, Mapping[int, Curve]]
     x = altair.X("x:Q", title="step", axis=altair.Axis(grid=False, tickCount=8), scale=altair.Scale(nice=False))
     y = altair.Y("y:Q", title=title, axis=altair.Axis(tickCount=7, format="~g"), scale=scale)
     tips = [
-        altair.Tooltip("series:N", title="run"),
-        altair.Tooltip("seed:N"),
+        word("series", "run"),
+        word("seed", "seed"),
         altair.Tooltip("x:Q", title="step"),
         altair.Tooltip("y:Q", title="loss", format=".4g"),
     ]
