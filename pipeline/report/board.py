@@ -111,7 +111,7 @@ def heat(entries: Sequence[Entry], classes: Sequence[str], palette: Sequence[Seq
     head = [heading("class", "", first=True)]
     head += [heading("share", "% of pixels")] if shares else []
     for entry in entries:
-        name = element("code", breakable(entry.name), style=f"min-width:{min(13, len(entry.name))}ch")
+        name = element("code", breakable(entry.name), style=f"min-width:{min(13, len(entry.name)) + 0.5}ch")
         button = element("button", name + ARROW, type="button")
         head.append(element("th", button, scope="col", class_="number", data_m=entry.name, aria_sort="none"))
     rows = []

@@ -68,7 +68,7 @@ def page(measured: Sequence[Measured], manifest: prepared.Prepared, curves: Mapp
 def lead(measured: Sequence[Measured], manifest: prepared.Prepared) -> str:
     """The sentence below the title."""
     splits = split_sizes([entry.entry for entry in measured])
-    evaluated = " and ".join(f"{count:,} images of {html.escape(split)}" for split, count in splits.items())
+    evaluated = " and ".join(f"{count:,} image{'' if count == 1 else 's'} of {html.escape(split)}" for split, count in splits.items())
     trained = len(manifest.splits.get("train", ()))
     images = f"{trained:,} training image{'' if trained == 1 else 's'}"
     seeds = max(len(entry.entry.results["seeds"]) for entry in measured)

@@ -16,11 +16,12 @@ Entries = Sequence[Entry]
 def chapters(entries: Entries, classes: Sequence[str], images: int, grids: Sequence[str]) -> str:
     """The whole of index.md. `images` is the number of training images; `grids` are the files of the picture grids."""
     data = entries[0].config.data
-    evaluated = " and ".join(f"{count} images of its split {code(split)}" for split, count in split_sizes(entries).items())
+    sizes = split_sizes(entries)
+    evaluated = " and ".join(f"{count} image{'' if count == 1 else 's'} of its split {code(split)}" for split, count in sizes.items())
     parts = [
         f"# {escaped(data.dataset)}: {len(entries)} method{'s' if len(entries) > 1 else ''} side by side\n",
-        f"Trained on {images} images of {escaped(data.dataset)} ({len(classes)} classes), evaluated on {evaluated}. "
-        f"Scores are percent, means over the seeds{spread_note(entries)}.{comparison(entries)}\n",
+        f"Trained on {images} image{'' if images == 1 else 's'} of {escaped(data.dataset)} ({len(classes)} classes), "
+        f"evaluated on {evaluated}. Scores are percent, means over the seeds{spread_note(entries)}.{comparison(entries)}\n",
         "## Methods\n", headline(entries),
         "F is the boundary F-score at a radius in pixels, of each class over the images where it is present (F_present).\n",
         *(f"![predictions]({name})\n" for name in grids),
