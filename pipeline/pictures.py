@@ -25,6 +25,7 @@ WIDEST = 1600  # pixels of the sheet with all panels
 LOCKS = Path("runs/.locks")
 LONGEST = 1024  # pixels of a panel's column; larger images are shown smaller
 GAP, TITLE = 6, 22
+LETTERS = 40  # of a class's name in a legend
 RIGHT, WRONG, PAPER, INK = (225, 225, 225), (200, 30, 30), (255, 255, 255), (0, 0, 0)
 HATCH = ((40, 40, 40), (95, 95, 95))  # two greys of diagonal stripes: void is no class's colour
 
@@ -123,7 +124,7 @@ def drawable(text: str) -> str:
 
 def legend(classes: Sequence[str], palette: Sequence[Sequence[int]], columns: int = 4) -> Image.Image:
     """A field of each class's colour with its name, row by row, and void's hatching last."""
-    names = [*classes, "void"]
+    names = [name if len(name) <= LETTERS else f"{name[: LETTERS - 3]}..." for name in map(drawable, [*classes, "void"])]
     ids = np.array([*range(len(classes)), VOID], np.uint8)
     width, height, box = 20 + 8 * max(map(len, names)) + 2 * GAP, 22, 16
     columns = min(columns, len(names))

@@ -18,8 +18,9 @@ import yaml
 
 from pipeline import config, files, prepared, record
 from pipeline.errors import UserError
-from pipeline.report import charts, embedding, placement
+from pipeline.report import charts, embedding, placement, tables
 from pipeline.report import write as report
+from pipeline.report.page import FILES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 METHODS = ("deeplab", "ecrf", "car")
@@ -161,6 +162,10 @@ def test_the_switch_overrules_the_system(project: Path, visit: Visit) -> None:
     assert page.evaluate(paper) != light
     page.check('input[name=theme][value="light"]')
     assert page.evaluate(paper) == light
+    page.evaluate("localStorage.setItem('theme', '\"dark\"'); localStorage.setItem('segmentation-report-theme', '\"]')")
+    page.reload()  # other pages from the disk share the storage
+    page.wait_for_selector(".chart svg")
+    assert page.is_checked('input[name=theme][value="auto"]')
 
 
 @pytest.mark.browser
@@ -185,6 +190,13 @@ def test_the_leaderboard_says_what_the_results_say_and_sorts(project: Path, visi
     spreads = page.eval_on_selector_all("#board tbody tr", "rows => rows.map(row => row.cells[1].querySelector('.spread').textContent)")
     both = [[seed["single_scale"]["miou"] for seed in results(name)["per_seed"]] for name in sorted(METHODS)]
     assert spreads == [f" ±{shown(float(np.std(values, ddof=1)))}" for values in both]
+    seconds = {
+        name: [json.loads(Path(f"runs/{name}/weights/seed-{seed}.json").read_text())["seconds"] for seed in (0, 1)] for name in METHODS
+    }
+    written = page.eval_on_selector_all("#board tbody tr", "rows => rows.map(row => row.lastElementChild.firstChild.textContent"
+                                        " + row.lastElementChild.querySelector('.spread').textContent)")  # fmt: skip
+    assert written == [f"{tables.duration(float(np.mean(seconds[name])))} ±{tables.duration(float(np.std(seconds[name], ddof=1)))}"
+                       for name in sorted(METHODS)]  # fmt: skip
 
 
 @pytest.mark.browser
@@ -212,6 +224,12 @@ def test_charts_follow_their_controls(project: Path, visit: Visit) -> None:
     page.wait_for_function(
         f"[...document.querySelectorAll('{lines}')].filter(p => Number(p.getAttribute('opacity') ?? 1) < 0.2).length === 2"
     )
+    for chart, said in (("boundary", ["method", "radius, px"]), ("training", ["run", "seed", "step"])):
+        place = page.locator(f"#chart-{chart} svg").bounding_box()
+        page.locator(f"#chart-{chart} svg").hover(position={"x": place["width"] / 3, "y": place["height"] / 2})
+        page.wait_for_function(f"document.getElementById('vg-tooltip-element')?.innerText.includes('{said[-1]}')")
+        assert page.locator("#vg-tooltip-element .key").all_inner_texts()[: len(said)] == said
+        assert page.locator("#vg-tooltip-element .value").first.inner_text().strip() in METHODS
     page.check("input[name=cost-axis][value=train_seconds]")
     page.wait_for_function("document.getElementById('chart-cost').textContent.includes('training time, minutes')")
     assert all(name in page.text_content("#chart-cost") for name in METHODS)
@@ -231,6 +249,9 @@ def test_the_heat_map_shows_iou_and_differences_and_finds_classes(project: Path,
     page.locator("#heat thead button").nth(4).click()
     order = sorted(CLASSES[:-1], key=lambda c: -(iou["car"][c] - iou["deeplab"][c]))
     assert page.eval_on_selector_all("#heat tbody th", "cells => cells.map(cell => cell.dataset.v)") == [*order, "never"]
+    for place in (-1, 0):  # of the class without pixels, by the share of pixels
+        page.locator("#heat thead button").nth(1).click()
+        assert page.eval_on_selector_all("#heat tbody th", "cells => cells.map(cell => cell.dataset.v)")[place] == "never"
     page.fill("#heat-find", "POLE")
     assert page.locator("#heat tbody tr:visible").count() == 1
 
@@ -315,6 +336,18 @@ def test_the_viewer_shows_predictions_and_errors_of_the_chosen_image(project: Pa
     other_HW = counts("deeplab").prediction(2)
     only_left = (pixels(page, "left") == (0, 114, 178)).all(-1)
     assert (only_left == (valid & (predicted_HW == labels_HW) & (other_HW != labels_HW))).all()
+
+
+@pytest.mark.browser
+def test_an_image_is_chosen_by_keyboard_without_losing_the_place(project: Path, visit: Visit) -> None:
+    page = visit()
+    button = page.locator("#image-list tbody button").nth(3)
+    name = button.inner_text()
+    button.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"document.getElementById('image-name').textContent === {json.dumps(name)}")
+    assert page.evaluate("document.activeElement.textContent") == name
+    assert page.evaluate("document.activeElement.closest('tr').getAttribute('aria-current')") == "true"
 
 
 @pytest.mark.browser
@@ -445,7 +478,17 @@ def test_two_splits_and_two_evaluations_of_one_run(project: Path, visit: Visit) 
         synthetic.write(name, "ecrf", made, CLASSES, 1, split)
     report.write(config.load())
     page = visit()
-    assert "of ecrf" in page.locator("#board tbody tr").nth(3).inner_text()
+    assert "of ecrf, split train" in page.locator("#board tbody tr").nth(3).inner_text()
+    assert "evaluated on different images are not compared" in page.inner_text(".lead")
+    deltas = "rows => rows.map(row => row.cells[1].querySelector('.delta').textContent !== '')"
+    assert page.eval_on_selector_all("#board tbody tr", deltas) == [False, True, True, False, True]
+    page.check("input[name=heat-mode][value=difference]")
+    assert set(column(page, "heat", 2 + 3)) == {"–"}  # noqa: RUF001
+    page.select_option("#baseline", label="ecrf_train")
+    assert page.eval_on_selector_all("#board tbody tr", deltas) == [False] * 5
+    rows = [line for line in Path("report/index.md").read_text().splitlines() if line.startswith("| `ecrf_")]
+    assert "(" not in rows[0]
+    assert "(" in rows[1]
     page.select_option("#split", label="train")
     page.wait_for_function("document.querySelectorAll('#image-list tbody tr').length === 1")
     assert page.eval_on_selector_all("#left option", "found => found.map(option => option.textContent)") == [
@@ -453,6 +496,22 @@ def test_two_splits_and_two_evaluations_of_one_run(project: Path, visit: Visit) 
         "labels",
         "ecrf_train",
     ]
+
+
+@pytest.mark.browser
+def test_images_that_the_first_evaluation_lacks_are_ranked_by_the_others(project: Path, visit: Visit) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["evaluations"] = {"part": {"of": "ecrf", "match": "val-*"}} | params["evaluations"]
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    pairs = [pair for pair in prepared.read().splits["val"] if pair.name.startswith("val-")]
+    synthetic.write("part", "ecrf", synthetic.measured(pairs, len(CLASSES), 1, 0.7, np.random.default_rng(5)), CLASSES, 1)
+    report.write(config.load())
+    page = visit()
+    assert page.inner_text(".lead").startswith(f"6 classes, 1 training image; scores on {len(IMAGES)} images of val")
+    page.select_option("#image-method", label="car")
+    page.wait_for_function(f"document.getElementById('image-range').textContent.endsWith('of {len(IMAGES)}')")
+    page.select_option("#image-method", label="part")
+    page.wait_for_function(f"document.getElementById('image-range').textContent.endsWith('of {len(pairs)}')")
 
 
 @pytest.mark.browser
@@ -477,9 +536,10 @@ def test_twelve_methods_150_classes_and_2000_images(workspace: Path, visit: Visi
 def test_a_damaged_record_is_one_line(project: Path) -> None:
     path = Path("results/ecrf/images.npz")
     whole = path.read_bytes()
-    for content, said in ((whole[: len(whole) // 2], "is damaged"), (b"", "is damaged"), (b"no zip", "is damaged")):
+    method = whole.rindex(b"PK\x01\x02") + 10  # of compression, in the last entry's header
+    for content in (whole[: len(whole) // 2], b"", b"no zip", whole[:method] + b"\x63" + whole[method + 1 :]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=said) as caught:
+        with pytest.raises(UserError, match="is damaged") as caught:
             report.write(config.load())
         assert str(caught.value).startswith("results/ecrf/images.npz")
         assert str(caught.value).endswith("run `uv run dvc repro --force --single-item evaluate@ecrf`")
@@ -521,5 +581,15 @@ def test_labels_of_points_do_not_overlap() -> None:
             assert not any(placement.overlap(one, other) for other in boxes[:index])
 
 
-def test_every_method_has_a_colour() -> None:
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.1's contrast ratio of two colours #rrggbb."""
+    parts = np.array([[int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)] for colour in (one, other)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted(linear @ (0.2126, 0.7152, 0.0722) + 0.05)
+    return light / dark
+
+
+def test_every_method_has_a_colour_that_stands_out_on_both_papers() -> None:
     assert len(set(charts.colours(30))) == 30
+    for paper in re.findall(r"--paper: (#\w{6}); --panel", (FILES / "page.css").read_text()):
+        assert all(contrast(colour, paper) >= 3 for colour in charts.COLOURS)

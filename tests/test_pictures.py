@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import pictures
+from pipeline.palette import distinct
 from pipeline.prepared import Prepared
 
 
@@ -19,3 +20,12 @@ def test_two_that_write_the_same_pictures_end_well(workspace: Path) -> None:
             written.result()
     assert sorted(path.name for path in folder.iterdir()) == ["a.png", "a.prediction.png", "b.png", "b.prediction.png", "legend.png"]
     assert [path.name for path in folder.parent.iterdir()] == ["pictures"]
+
+
+def test_a_legend_names_classes_of_any_letters_and_length() -> None:
+    names = ["sky", "x" * 300, "日本", "two\nlines"]
+    made = pictures.legend(names, distinct(4))
+    plain = pictures.legend(["sky", "x" * 37 + "...", "??", "two lines"], distinct(4))
+    assert made.size == plain.size
+    assert made.tobytes() == plain.tobytes()
+    assert made.width < 1600

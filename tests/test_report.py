@@ -206,6 +206,7 @@ def test_the_stage_prints_the_table_and_names_methods_without_evaluation(
         (lambda: Path("results/ecrf.json").unlink(), "results/ecrf.json does not exist: run `uv run dvc repro evaluate@ecrf`"),
         (lambda: Path("results/ecrf.json").write_text('{"a":'), "results/ecrf.json is damaged"),
         (lambda: Path("results/ecrf.json").write_text('{"seeds": []}'), "results/ecrf.json is damaged (it has no single_scale)"),
+        (lambda: write_results("ecrf", [0.1], per_seed=None), "results/ecrf.json is damaged (it has no per_seed)"),
         (lambda: write_results("ecrf", [0.1], dataset="camvid"), "results/ecrf.json is of the dataset camvid, but params.yaml says scenes"),
         (lambda: write_results("ecrf", [0.1], run="fcn"), "results/ecrf.json is of the run fcn, but params.yaml says ecrf"),
         (lambda: Path("runs/ecrf/weights/seed-0.csv").write_text("a,b\n1,2\n"), "runs/ecrf/weights/seed-0.csv is no training record"),
@@ -218,6 +219,13 @@ def test_results_that_are_missing_or_of_something_else_are_one_line(project: Pat
         report.write(config.load())
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_curves_are_those_of_the_evaluated_seeds_as_far_as_they_are_there(project: Path) -> None:
+    Path("runs/fcn/weights/seed-0.csv").rename("runs/fcn/weights/seed-0 (copy).csv")
+    files.write_bytes(Path("runs/ecrf/weights/seed-7.csv"), b"step,loss\n1,2\n")  # of a seed that was not evaluated
+    report.write(config.load())
+    assert {row["run"] for row in csv.DictReader(Path("report/curves.csv").read_text().splitlines())} == {"ecrf seed 0", "ecrf seed 1"}
 
 
 def test_curves_are_thinned_and_skip_what_is_no_number(tmp_path: Path) -> None:

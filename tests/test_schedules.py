@@ -16,7 +16,7 @@ from pipeline import checkpoint, data, optim, prepared
 from pipeline.check import check
 from pipeline.config import load
 from pipeline.errors import UserError
-from pipeline.report.sections import origin
+from pipeline.report.composition import origin
 from pipeline.schema import Finetune
 from pipeline.step import Training
 

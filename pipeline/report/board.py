@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.report import tables
+from pipeline.report.composition import evaluated_apart
 from pipeline.report.embedding import breakable, element
-from pipeline.report.entries import Entry
+from pipeline.report.entries import Entry, peers
 from pipeline.report.sections import PROTOCOLS, main_radii, radii
 
 MINUS = "\u2212"  # as wide as a plus
@@ -56,16 +57,14 @@ def leaderboard(entries: Sequence[Entry]) -> str:
     head = [heading("method", "", first=True)]
     head += [heading(column.title, column.note, boundary=column.boundary, hidden=column.boundary not in (None, chosen)) for column in shown]
     rows = []
-    best = [best_of(entries, column) for column in shown]
     for entry in entries:
         seeds = len(entry.results["seeds"])
-        note = f"{seeds} seeds" if seeds > 1 else ""
-        if entry.name != entry.evaluation.of:
-            note = f"of {entry.evaluation.of}{', ' if note else ''}{note}"
-        name = element("code", breakable(entry.name)) + (element("span", html.escape(note), class_="note") if note else "")
+        notes = [f"of {entry.evaluation.of}"] if entry.name != entry.evaluation.of else []
+        notes += [f"{seeds} seeds"] if seeds > 1 else []
+        notes += filter(None, [evaluated_apart(entry, entries[0])])
+        name = element("code", breakable(entry.name)) + (element("span", html.escape(", ".join(notes)), class_="note") if notes else "")
         cells = [element("th", name, scope="row", data_v=entry.name)]
-        for column, top in zip(shown, best, strict=True):
-            cells.append(score(entry, entries[0], column, top, hidden=column.boundary not in (None, chosen)))
+        cells += [score(entry, entries, column, hidden=column.boundary not in (None, chosen)) for column in shown]
         rows.append(element("tr", "".join(cells)))
     table = element("thead", element("tr", "".join(head))) + element("tbody", "\n".join(rows))
     return element("table", table, id="board", class_="sortable")
@@ -86,15 +85,17 @@ def heading(title: str, note: str, *, first: bool = False, boundary: str | None 
     return element("th", button, scope="col", class_="name" if first else "number", data_f=boundary, hidden=hidden, aria_sort="none")
 
 
-def score(entry: Entry, first: Entry, column: Column, best: str | None, *, hidden: bool) -> str:
+def score(entry: Entry, entries: Sequence[Entry], column: Column, *, hidden: bool) -> str:
     """A cell: the number, its spread over the seeds, and the difference to the baseline (points, or a factor for costs)."""
-    value, deviation = entry.value(*column.path), entry.spread(*column.path)
+    value, deviation, first = entry.value(*column.path), entry.spread(*column.path), entries[0]
     kind = "cost" if column.path[0] == "cost" else "score"
     text = column.written(value)
-    content = element("b", html.escape(text)) if text == best and value is not None else html.escape(text)
-    if deviation is not None:
+    best = value is not None and text == best_of(peers(entry, entries), column)
+    content = element("b", html.escape(text)) if best else html.escape(text)
+    if value is not None and deviation is not None:
         content += element("span", f" ±{column.written(deviation)}", class_="spread")
-    content += element("span", difference(value, first.value(*column.path), kind) if entry is not first else "", class_="delta")
+    compared = entry is not first and entry.images == first.images
+    content += element("span", difference(value, first.value(*column.path), kind) if compared else "", class_="delta")
     return element("td", content, data_v="" if value is None else repr(value), data_k=kind, data_f=column.boundary, hidden=hidden)
 
 
@@ -108,16 +109,16 @@ def difference(value: float | None, other: float | None, kind: str) -> str:
 def heat(entries: Sequence[Entry], classes: Sequence[str], palette: Sequence[Sequence[int]], shares: Sequence[float] | None) -> str:
     """The IoU of every class and method in percent, both protocols' in the cells' attributes; `shares` are those of labelled pixels."""
     head = [heading("class", "", first=True)]
-    head += [heading("of pixels", "labelled")] if shares else []
+    head += [heading("share", "% of pixels")] if shares else []
     for entry in entries:
-        name = element("code", breakable(entry.name), style=f"min-width:{min(13, len(entry.name))}ch")
+        name = element("code", breakable(entry.name), style=f"min-width:{min(13, len(entry.name)) + 0.5}ch")
         button = element("button", name + ARROW, type="button")
         head.append(element("th", button, scope="col", class_="number", data_m=entry.name, aria_sort="none"))
     rows = []
     for index, name in enumerate(classes):
         swatch = element("span", "", class_="swatch", style=f"background:rgb({','.join(map(str, palette[index]))})", aria_hidden="true")
         cells = [element("th", swatch + html.escape(name), scope="row", data_v=name)]
-        cells += [element("td", f"{100 * shares[index]:.1f}", data_v=repr(shares[index]))] if shares else []
+        cells += [element("td", f"{100 * shares[index]:.1f}", data_s=repr(shares[index]))] if shares else []
         cells += [warm(entry, "iou", name) for entry in entries]
         rows.append(element("tr", "".join(cells)))
     last = [element("th", "mean", scope="row")] + ([element("td", "")] if shares else [])
@@ -129,6 +130,6 @@ def heat(entries: Sequence[Entry], classes: Sequence[str], palette: Sequence[Seq
 def warm(entry: Entry, *path: str) -> str:
     """A cell of the heat map; `data-v` and `data-w` are the single and the multi-scale IoU, empty for a class that is nowhere."""
     values = [entry.value(protocol, *path) for protocol in PROTOCOLS]
-    first, second = ("" if value is None else f"{value:.5f}" for value in values)
+    first, second = ("" if value is None else repr(value) for value in values)
     text = tables.NOTHING if values[0] is None else f"{100 * values[0]:.1f}"
     return element("td", text, class_="heat", data_v=first, data_w=second, style=None if values[0] is None else f"--t:{values[0]:.3f}")

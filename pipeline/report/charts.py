@@ -14,20 +14,20 @@ from pipeline.report.entries import Entry
 from pipeline.report.placement import placed
 from pipeline.report.sections import CONVENTIONS, PROTOCOLS, radii
 
-# Dark enough on white and light enough on black; neighbours differ in lightness too, for eyes that miss a hue.
+# At least three to one against both papers of the page (WCAG 1.4.11); neighbours differ in lightness too, for eyes that miss a hue.
 COLOURS = (
     "#0072b2",
     "#d55e00",
     "#009e73",
     "#b5539c",
-    "#4aa3df",
-    "#c98a00",
+    "#3c96d2",
+    "#c08300",
     "#7a5cc7",
     "#8c6d31",
     "#7f7f7f",
-    "#94a300",
+    "#899700",
     "#c2334d",
-    "#2ba8a8",
+    "#209a9a",
 )
 WIDTH, HEIGHT = 860, 360  # pixels of a chart's inside
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -60,7 +60,7 @@ def finished(chart: Any) -> dict[str, Any]:
     words: dict[str, Any] = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12}
     axis = words | {"gridColor": "currentColor", "gridOpacity": 0.12, "domainColor": "currentColor", "tickColor": "currentColor"}
     font = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-    styled = chart.configure(background="transparent", font=font).configure_view(stroke=None)
+    styled = chart.configure(background="transparent", font=font, customFormatTypes=True).configure_view(stroke=None)
     styled = styled.configure_axis(**axis, titleFontWeight="normal", titlePadding=10, domainOpacity=0.4, tickOpacity=0.4)
     styled = styled.configure_legend(**words, labelLimit=260, symbolStrokeWidth=2.5)
     spec = styled.to_dict()
@@ -116,6 +116,13 @@ def lines(series: Sequence[Looks], x: Any, y: Any, tips: Sequence[Any]) -> list[
     return [drawn.add_params(picked, highlight), spoken.add_params(near)]
 
 
+def word(field: str, title: str) -> Any:
+    """A tooltip's line of text. Without a format, Vega-Lite 6 reads it from the wrong place where the nearest point speaks: undefined."""
+    import altair
+
+    return altair.Tooltip(f"{field}:N", title=title, format="", formatType="toString")
+
+
 def boundary(entries: Sequence[Entry]) -> dict[str, Any]:
     """Boundary F in percent against the radius in pixels, a band of one standard deviation where there are several seeds.
 
@@ -139,7 +146,7 @@ def boundary(entries: Sequence[Entry]) -> dict[str, Any]:
     x = altair.X("r:Q", title="radius, pixels", axis=altair.Axis(values=ticks, grid=False, format="d"), scale=altair.Scale(nice=False))
     y = altair.Y("f:Q", title="boundary F, percent", scale=altair.Scale(zero=False, nice=True))
     tips = [
-        altair.Tooltip("series:N", title="method"),
+        word("series", "method"),
         altair.Tooltip("r:Q", title="radius, px"),
         altair.Tooltip("f:Q", title="F, percent", format=".2f"),
     ]
@@ -153,7 +160,7 @@ def boundary(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def training(entries: Sequence[Entry], curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, Any]:
-    """The training loss against the step, in the method's colour; a few first losses, which would flatten the rest, are cut off."""
+    """The training loss against the step, in the method's colour, on a logarithmic axis: losses of several terms are large."""
     import altair
 
     colour = {}
@@ -164,15 +171,16 @@ def training(entries: Sequence[Entry], curves: Mapping[str, Mapping[int, Curve]]
         for seed, curve in sorted(seeds.items()):
             rows += [{"series": run, "seed": seed, "x": step, "y": float(f"{loss:.5g}")} for step, loss in curve]
     series = [Looks(run, colour[run].colour, colour[run].dashes) for run, seeds in curves.items() if any(seeds.values())]
-    losses = sorted(row["y"] for row in rows)
-    highest = losses[int(0.99 * (len(losses) - 1))] * 1.05 or 1.0
+    losses = [row["y"] for row in rows]
+    if min(losses) > 0:
+        title, scale = "training loss, logarithmic", altair.Scale(type="log", domain=[min(losses) * 0.95, max(losses) * 1.05], nice=False)
+    else:
+        title, scale = "training loss", altair.Scale(zero=False)
     x = altair.X("x:Q", title="step", axis=altair.Axis(grid=False, tickCount=8), scale=altair.Scale(nice=False))
-    y = altair.Y(
-        "y:Q", title="training loss", axis=altair.Axis(tickCount=7), scale=altair.Scale(domain=[min(0.0, losses[0]), highest], nice=True)
-    )
+    y = altair.Y("y:Q", title=title, axis=altair.Axis(tickCount=7, format="~g"), scale=scale)
     tips = [
-        altair.Tooltip("series:N", title="run"),
-        altair.Tooltip("seed:N"),
+        word("series", "run"),
+        word("seed", "seed"),
         altair.Tooltip("x:Q", title="step"),
         altair.Tooltip("y:Q", title="loss", format=".4g"),
     ]

@@ -22,9 +22,9 @@ def read(path: Path) -> Curve:
     try:
         with path.open(newline="") as file:
             points = [(float(row["step"]), float(row["loss"])) for row in csv.DictReader(file) if row["step"] and row["loss"]]
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, csv.Error) as error:
         raise UserError(f"{path} is no training record ({type(error).__name__}: {error}): train {path.parents[1].name} again") from None
-    return thinned([point for point in points if math.isfinite(point[1])])
+    return thinned([point for point in points if all(map(math.isfinite, point))])
 
 
 def thinned(points: Curve) -> Curve:

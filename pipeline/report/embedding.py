@@ -7,7 +7,8 @@ import html
 import json
 from typing import Any
 
-# Only scripts whose hash stands here run, and nothing is asked of a network. Vega compiles its expressions ('unsafe-eval').
+# Only scripts whose hash stands here run, and nothing is asked of a network. 'unsafe-eval': Vega compiles its expressions. Its
+# interpreter (vegaEmbed's `ast`) does without, but what drives a browser, such as Playwright, then cannot wait for the page.
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-eval' {hashes}; base-uri 'none'; form-action 'none'"
 )

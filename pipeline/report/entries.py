@@ -14,6 +14,7 @@ from pipeline.progress import warn
 from pipeline.schema import Config, Evaluation, Params
 
 RESULTS = Path("results")
+SHAPE = {"single_scale": dict, "multi_scale_flip": dict, "cost": dict, "per_seed": list, "seeds": list}
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,20 @@ class Entry:
         """The evaluation's name, by which the tables call the method."""
         return self.evaluation.name
 
+    @property
+    def images(self) -> tuple[str, str | None]:
+        """Which images it was evaluated on: scores on different ones do not compare."""
+        return self.evaluation.split, self.evaluation.match
+
     def value(self, *path: str) -> float | None:
         """A number of the results, the mean over the seeds; None where there is none."""
         return lookup(self.results, path)
 
     def spread(self, *path: str) -> float | None:
-        """The standard deviation over the seeds; None for a single one."""
-        values = [value for seed in self.results["per_seed"] if (value := lookup(seed, path)) is not None]
+        """The standard deviation over the seeds; None for a single one, and for what results do not have of each."""
+        seeds = [{"cost": {"train_seconds": training.get("seconds")}} for training in self.trainings]
+        found = seeds if path[0] == "cost" else self.results["per_seed"]
+        values = [value for seed in found if (value := lookup(seed, path)) is not None]
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -55,6 +63,11 @@ def warn_of_unused(params: Params) -> None:
             warn(f"{params.path}: no evaluation names {name}, so the report lacks it; add under evaluations:  {name}: {{of: {name}}}")
 
 
+def peers(entry: Entry, entries: Sequence[Entry]) -> list[Entry]:
+    """Those that were evaluated on the same images."""
+    return [other for other in entries if other.images == entry.images]
+
+
 def read(params: Params) -> list[Entry]:
     """Every evaluation's results, checked to be what params.yaml speaks of."""
     if not params.evaluations:
@@ -64,8 +77,8 @@ def read(params: Params) -> list[Entry]:
     for name, evaluation in params.evaluations.items():
         file, again = RESULTS / f"{name}.json", f"run `uv run dvc repro evaluate@{name}`"
         results = files.read_json(file, again)
-        for key in ("single_scale", "multi_scale_flip", "cost", "per_seed", "seeds"):
-            if not isinstance(results, Mapping) or key not in results:
+        for key, kind in SHAPE.items():
+            if not isinstance(results, Mapping) or not isinstance(results.get(key), kind):
                 raise UserError(f"{file} is damaged (it has no {key}): {again}")
         for key, wanted in {"dataset": params.data.dataset, "run": evaluation.of, "split": evaluation.split}.items():
             if results.get(key) != wanted:

@@ -78,10 +78,11 @@ def read_prediction(entry: Entry, pair: Pair) -> NDArray[np.uint8] | None:
 
 
 def galleries(measured: Sequence[Measured], manifest: prepared.Prepared) -> list[Gallery]:
-    """The gallery of every split that was evaluated; the budget is theirs together."""
-    made, room, images = [], BUDGET, MOST
-    sets = superpixel_sets(measured)
-    for split in dict.fromkeys(entry.entry.evaluation.split for entry in measured):
+    """The gallery of every split that was evaluated; they share the budget."""
+    made, sets = [], superpixel_sets(measured)
+    splits = dict.fromkeys(entry.entry.evaluation.split for entry in measured)
+    for split in splits:
+        room, images = BUDGET // len(splits), max(1, MOST // len(splits))
         own = [entry for entry in measured if entry.entry.evaluation.split == split]
         known = {name for entry in own if entry.record for name in entry.record.names}
         every = manifest.splits.get(split, ())
@@ -142,8 +143,8 @@ def shown(pair: Pair, own: Sequence[Measured], all_: Sequence[Measured], sets: M
     """
     size = reduced((pair.width, pair.height))
     photo = io.BytesIO()
-    prepared.open_image(pair).resize(size, Image.Resampling.LANCZOS).save(photo, "JPEG", quality=QUALITY)
-    parts: dict[str, bytes] = {"labels": pictures.nearest(prepared.open_label(pair), size).tobytes()}
+    photograph(pair).save(photo, "JPEG", quality=QUALITY)
+    parts: dict[str, bytes] = {"labels": small_labels(pair).tobytes()}
     for name, maps in sets.items():
         if (outlines := outline(maps, pair, size)) is not None:
             parts[f"set:{name}"] = outlines
@@ -153,6 +154,16 @@ def shown(pair: Pair, own: Sequence[Measured], all_: Sequence[Measured], sets: M
             parts[str(all_.index(entry))] = ids_HW.tobytes()
     about = {"size": list(size), "full": [pair.width, pair.height], "parts": list(parts)}
     return about | {"photo": uri(photo.getvalue(), "image/jpeg"), "maps": packed(b"".join(parts.values()))}
+
+
+def photograph(pair: Pair) -> Image.Image:
+    """The image, small enough to be shown."""
+    return prepared.open_image(pair).resize(reduced((pair.width, pair.height)), Image.Resampling.LANCZOS)
+
+
+def small_labels(pair: Pair) -> NDArray[np.uint8]:
+    """The labels at the size of `photograph`."""
+    return pictures.nearest(prepared.open_label(pair), reduced((pair.width, pair.height)))
 
 
 def outline(maps: SuperpixelMaps, pair: Pair, size: tuple[int, int]) -> bytes | None:

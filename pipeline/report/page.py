@@ -13,6 +13,7 @@ from pipeline.report import board, charts, runs
 from pipeline.report.curves import Curve
 from pipeline.report.embedding import data, element, packed, policy, script
 from pipeline.report.gallery import MULTI, Gallery, Measured, galleries
+from pipeline.report.sections import split_sizes
 
 FILES = Path(__file__).parent / "browser"
 SCRIPTS = ("common.js", "tables.js", "charts.js", "confusion.js", "images.js", "viewer.js")
@@ -66,14 +67,16 @@ def page(measured: Sequence[Measured], manifest: prepared.Prepared, curves: Mapp
 
 def lead(measured: Sequence[Measured], manifest: prepared.Prepared) -> str:
     """The sentence below the title."""
-    splits = {entry.entry.evaluation.split: entry.entry.results.get("images") for entry in measured}
-    evaluated = " and ".join(f"{count:,} images of {html.escape(split)}" for split, count in splits.items() if count is not None)
+    splits = split_sizes([entry.entry for entry in measured])
+    evaluated = " and ".join(f"{count:,} image{'' if count == 1 else 's'} of {html.escape(split)}" for split, count in splits.items())
     trained = len(manifest.splits.get("train", ()))
     images = f"{trained:,} training image{'' if trained == 1 else 's'}"
     seeds = max(len(entry.entry.results["seeds"]) for entry in measured)
     spread = ", ± the standard deviation over the seeds" if seeds > 1 else ""
     classes = f"{len(manifest.classes)} class{'' if len(manifest.classes) == 1 else 'es'}"
-    return f"{classes}, {images}; scores on {evaluated}, in percent{spread}."
+    several = len({entry.entry.images for entry in measured}) > 1
+    apart = " Methods that were evaluated on different images are not compared." if several else ""
+    return f"{classes}, {images}; scores on {evaluated}, in percent{spread}.{apart}"
 
 
 def boundary_controls(measured: Sequence[Measured]) -> str:
@@ -117,8 +120,8 @@ def gallery_data(gallery: Gallery, measured: Sequence[Measured], classes: int, b
     for entry in measured:
         if entry.record is not None and entry.entry.evaluation.split == gallery.split:
             labelled_NK = entry.record.labelled_NK
-            share_NK = aligned(labelled_NK / np.maximum(labelled_NK.sum(1, keepdims=True), 1), entry, gallery)
-            break
+            own_NK = aligned(labelled_NK / np.maximum(labelled_NK.sum(1, keepdims=True), 1), entry, gallery)
+            share_NK = np.where(np.isnan(share_NK), own_NK, share_NK)  # an evaluation may have a part of the images
     pictured = []
     for image in gallery.shown:
         blobs.append(image["maps"])
@@ -135,6 +138,7 @@ def method_data(entry: Measured, shown: Sequence[Gallery], blobs: list[str]) -> 
     """A method for the scripts: its IoU in every image, and its confusion matrix (multi-scale, all seeds)."""
     gallery = next(index for index, gallery in enumerate(shown) if gallery.split == entry.entry.evaluation.split)
     made: dict[str, Any] = {"name": entry.entry.name, "of": entry.entry.evaluation.of, "gallery": gallery}
+    made["images"] = " ".join(filter(None, entry.entry.images))  # methods on different ones are not compared
     made["miou"] = entry.entry.value("multi_scale_flip", "miou")
     if entry.record is not None:
         made["iou"] = blob(blobs, sixteen(aligned(entry.image_iou(), entry, shown[gallery])))

@@ -6,22 +6,21 @@ from typing import Any
 
 from pipeline import config, files, prepared, store
 from pipeline.report import tables
+from pipeline.report.composition import composition, evaluation, flat, text
 from pipeline.report.embedding import breakable, element
 from pipeline.report.entries import Entry
 from pipeline.report.gallery import Measured
-from pipeline.report.sections import flat, options, origin, text
 from pipeline.report.tables import NOTHING
-from pipeline.schema import Part
-
-NOT_SETTINGS = ("name", "of", "launch")
 
 
 def facts(measured: Sequence[Measured], manifest: prepared.Prepared) -> str:
     """A table of what all methods share, or where they differ in it."""
     splits = ", ".join(f"{len(pairs):,} {split}" for split, pairs in manifest.splits.items())
+    how = {key: text(value) for key, value in evaluation(measured[0].entry).items() if value is not None and key != "dense_crf"}
     rows = [
         ("dataset", f"{manifest.dataset}: {len(manifest.classes)} classes; images: {splits}"),
         ("data fingerprint", f"{files.sha256(store.PREPARED)} (SHA-256 of {store.PREPARED})"),
+        ("evaluated with", "; ".join(f"{key} {value}" for key, value in how.items())),
     ]
     abouts = {entry.entry.name: entry.record.about for entry in measured if entry.record is not None}
     for key, title in {"commit": "evaluated at commit", "device": "evaluated on", "system": "system", "versions": "versions"}.items():
@@ -64,31 +63,14 @@ def together(values: Mapping[str, str]) -> str:
 
 
 def parts(entries: Sequence[Entry]) -> str:
-    """What each method is made of, and where its other settings leave the first one's; columns in which nothing stands are left out."""
-    first, rows = flat(entries[0].config), []
-    for entry in entries:
-        own = flat(entry.config)
-        other = "; ".join(f"{key} {text(own.get(key))}" for key in {**first, **own} if own.get(key) != first.get(key))
-        chosen = entry.config.superpixel_set
-        row = {part: options(named.name, named.options) for part, named in slots(entry.config).items()}
-        row["superpixels"] = "" if chosen is None else f"{entry.config.superpixels}: {chosen.algorithm}, {chosen.segments} segments"
-        row["projection"] = entry.config.projection
-        row["fine-tuned"] = "" if entry.config.finetune is None else origin(entry.config.finetune)
-        row[f"unlike {entries[0].name}"] = other
-        row["afterwards"] = "" if entry.evaluation.dense_crf is None else "dense CRF"
-        rows.append(row | {"seeds": ", ".join(str(seed) for seed in entry.results["seeds"])})
-    header = [key for key in rows[0] if any(row[key] for row in rows)]
+    """What each method is made of, and where its other settings leave the first one's."""
+    rows = composition(entries)
     lines = []
     for entry, row in zip(entries, rows, strict=True):
         name = element("th", element("code", breakable(entry.name)), scope="row")
-        lines.append(element("tr", name + "".join(element("td", html.escape(row[key] or NOTHING)) for key in header)))
-    head = element("thead", element("tr", "".join(element("th", html.escape(title), scope="col") for title in ["method", *header])))
+        lines.append(element("tr", name + "".join(element("td", html.escape(words or NOTHING)) for words in row.values())))
+    head = element("thead", element("tr", "".join(element("th", html.escape(title), scope="col") for title in ["method", *rows[0]])))
     return element("div", element("table", head + element("tbody", "\n".join(lines)), class_="words"), class_="scroll")
-
-
-def slots(run: config.Config) -> dict[str, Part]:
-    """The three parts of a method by their names."""
-    return {"head": run.head, "crf": run.crf, "loss": run.loss}
 
 
 def details(measured: Sequence[Measured]) -> str:
@@ -106,8 +88,7 @@ def details(measured: Sequence[Measured]) -> str:
         rows += [(key, text(run[key])) for key in ("head", "crf", "loss", "projection", "superpixels", "superpixel_set", "finetune")]
         rows += [(f"data.{key}", text(value)) for key, value in data.items()]
         rows += [(key, text(value)) for key, value in flat(entry.entry.config).items()]
-        how = config.adapter(type(entry.entry.evaluation)).dump_python(entry.entry.evaluation, mode="json")
-        rows += [(f"evaluate.{key}", text(value)) for key, value in how.items() if key not in NOT_SETTINGS]
+        rows += [(f"evaluate.{key}", text(value)) for key, value in evaluation(entry.entry).items()]
         summary = element("summary", element("code", breakable(entry.entry.name)))
         found.append(element("details", summary + rows_of(rows)))
     return "\n".join(found)

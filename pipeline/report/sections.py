@@ -1,31 +1,27 @@
 """The report's chapters in Markdown, from the evaluations that it shows; the first is what the others are compared with."""
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipeline import config
 from pipeline.report import tables
-from pipeline.report.entries import Entry
+from pipeline.report.composition import composition, evaluation, flat, text
+from pipeline.report.entries import Entry, peers
 from pipeline.report.tables import NOTHING, best_of, bold, code, difference, escaped, markdown, percent
-from pipeline.schema import Finetune
 
 PROTOCOLS = {"single_scale": "single scale", "multi_scale_flip": "multi-scale + flip"}
 CONVENTIONS = {"present": "F_present", "gscnn": "F_gscnn"}
-# What the table of parts shows, or what cannot change a result.
-ELSEWHERE = ("name", "seed", "inputs", "launch", "data", "head", "crf", "loss", "superpixels", "superpixel_set", "projection", "finetune")
 Entries = Sequence[Entry]
 
 
 def chapters(entries: Entries, classes: Sequence[str], images: int, grids: Sequence[str]) -> str:
     """The whole of index.md. `images` is the number of training images; `grids` are the files of the picture grids."""
     data = entries[0].config.data
-    splits = {entry.evaluation.split: entry.results.get("images") for entry in entries}
-    evaluated = " and ".join(f"{count} images of its split {code(split)}" for split, count in splits.items())
+    sizes = split_sizes(entries)
+    evaluated = " and ".join(f"{count} image{'' if count == 1 else 's'} of its split {code(split)}" for split, count in sizes.items())
     parts = [
         f"# {escaped(data.dataset)}: {len(entries)} method{'s' if len(entries) > 1 else ''} side by side\n",
-        f"Trained on {images} images of {escaped(data.dataset)} ({len(classes)} classes), evaluated on {evaluated}. "
-        f"Scores are percent, means over the seeds{spread_note(entries)}.{comparison(entries)}\n",
+        f"Trained on {images} image{'' if images == 1 else 's'} of {escaped(data.dataset)} ({len(classes)} classes), "
+        f"evaluated on {evaluated}. Scores are percent, means over the seeds{spread_note(entries)}.{comparison(entries)}\n",
         "## Methods\n", headline(entries),
         "F is the boundary F-score at a radius in pixels, of each class over the images where it is present (F_present).\n",
         *(f"![predictions]({name})\n" for name in grids),
@@ -41,6 +37,15 @@ def chapters(entries: Entries, classes: Sequence[str], images: int, grids: Seque
     return "\n".join(parts)
 
 
+def split_sizes(entries: Entries) -> dict[str, int]:
+    """How many images of each split were evaluated, by the evaluation that took most."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        split = entry.evaluation.split
+        found[split] = max(found.get(split, 0), int(entry.results.get("images", 0)))
+    return found
+
+
 def spread_note(entries: Entries) -> str:
     """What stands behind the plus-minus sign, where there is one."""
     return " ± the standard deviation" if any(len(entry.results["seeds"]) > 1 for entry in entries) else ""
@@ -48,27 +53,25 @@ def spread_note(entries: Entries) -> str:
 
 def comparison(entries: Entries) -> str:
     """How the tables compare, where there is something to compare."""
-    first = code(entries[0].name)
-    return f" In brackets: percent points above {first}. Bold: the best of its column." if len(entries) > 1 else ""
+    if len(entries) == 1:
+        return ""
+    alike = "" if len({entry.images for entry in entries}) == 1 else " Those evaluated on the same images are compared, no others."
+    return f" In brackets: percent points above {code(entries[0].name)}. Bold: the best of its column.{alike}"
 
 
-def score(entry: Entry, first: Entry, best: float | None, *path: str, spread: bool = True) -> str:
+def score(entry: Entry, entries: Entries, *path: str, spread: bool = True) -> str:
     """A score with its spread and its distance from the first method's, bold where it is the best."""
-    value, deviation = entry.value(*path), entry.spread(*path)
-    cell = bold(percent(value), value, best)
+    value, deviation, first = entry.value(*path), entry.spread(*path), entries[0]
+    cell = bold(percent(value), value, best_of([other.value(*path) for other in peers(entry, entries)]))
     if spread and deviation is not None:
         cell += f" ± {percent(deviation)}"
-    above = difference(value, first.value(*path))
+    above = difference(value, first.value(*path)) if entry.images == first.images else ""
     return f"{cell} ({above})" if entry is not first and above else cell
 
 
 def score_table(entries: Entries, columns: Mapping[str, tuple[str, ...]], *, spread: bool = True) -> str:
     """A table of scores: a row for each method, a column for each path into the results."""
-    best = {title: best_of([entry.value(*path) for entry in entries]) for title, path in columns.items()}
-    rows = [
-        [code(entry.name), *(score(entry, entries[0], best[title], *path, spread=spread) for title, path in columns.items())]
-        for entry in entries
-    ]
+    rows = [[code(entry.name), *(score(entry, entries, *path, spread=spread) for path in columns.values())] for entry in entries]
     return markdown(["method", *columns], rows)
 
 
@@ -113,18 +116,19 @@ def per_class(entries: Entries, classes: Sequence[str]) -> list[str]:
     """A table of every class's IoU for each protocol; the second is folded away."""
     found = []
     for protocol, title in PROTOCOLS.items():
-        rows = []
-        for name in classes:
-            values = [entry.value(protocol, "iou", name) for entry in entries]
-            best = best_of(values)
-            rows.append([escaped(name), *(bold(percent(value), value, best) for value in values)])
-        means = [entry.value(protocol, "miou") for entry in entries]
-        rows.append(["*mean*", *(bold(percent(value), value, best_of(means)) for value in means)])
+        rows = [[escaped(name), *bold_row(entries, protocol, "iou", name)] for name in classes]
+        rows.append(["*mean*", *bold_row(entries, protocol, "miou")])
         table = f"IoU, {title}{'; bold: the best of its class' if len(entries) > 1 else ''}.\n\n" + markdown(
             ["class", *(code(entry.name) for entry in entries)], rows
         )
         found.append(table if protocol == "single_scale" else f"<details><summary>{title.capitalize()}</summary>\n\n{table}\n</details>\n")
     return found
+
+
+def bold_row(entries: Entries, *path: str) -> list[str]:
+    """A score of every method, bold where it is the best of those on the same images."""
+    values = [(entry.value(*path), best_of([other.value(*path) for other in peers(entry, entries)])) for entry in entries]
+    return [bold(percent(value), value, best) for value, best in values]
 
 
 def cost(entries: Entries) -> str:
@@ -134,13 +138,14 @@ def cost(entries: Entries) -> str:
         steps = {int(training["steps"]) for training in entry.trainings if training.get("steps")}
         devices = {str(training["device"]) for training in entry.trainings if training.get("device")}
         memory = [training["peak_memory_bytes"] for training in entry.trainings if training.get("peak_memory_bytes")]
+        deviation = entry.spread("cost", "train_seconds")
         cells = [
             tables.scaled(entry.value("cost", "parameters"), 1e6, 2),
             tables.scaled(entry.value("cost", "flops"), 1e9, 2),
             tables.scaled(entry.value("cost", "images_per_second"), 1, 1),
             tables.size(entry.value("cost", "peak_memory_bytes")),
             ", ".join(f"{step:,}" for step in sorted(steps)) or NOTHING,
-            tables.duration(entry.value("cost", "train_seconds")),
+            tables.duration(entry.value("cost", "train_seconds")) + ("" if deviation is None else f" ± {tables.duration(deviation)}"),
             tables.size(max(memory, default=None)),
             str(len(entry.results["seeds"])),
             ", ".join(escaped(device) for device in sorted(devices)) or NOTHING,
@@ -163,36 +168,11 @@ def cost(entries: Entries) -> str:
 
 
 def parts_table(entries: Entries) -> str:
-    """What each method is made of, and where its other settings leave the first method's."""
-    first, rows = flat(entries[0].config), []
-    for entry in entries:
-        own = flat(entry.config)
-        other = [f"{key} {text(own.get(key))}" for key in {**first, **own} if own.get(key) != first.get(key)]
-        parts = [options(part.name, part.options) for part in (entry.config.head, entry.config.crf, entry.config.loss)]
-        chosen = entry.config.superpixel_set
-        parts.append(NOTHING if chosen is None else f"{entry.config.superpixels}: {chosen.algorithm}, {chosen.segments} segments")
-        parts += [entry.config.projection, "" if entry.config.finetune is None else origin(entry.config.finetune)]
-        seeds = ", ".join(str(seed) for seed in entry.results["seeds"])
-        rows.append([code(entry.name), *(escaped(part) if part else NOTHING for part in (*parts, "; ".join(other), seeds))])
-    header = ["method", "head", "crf", "loss", "superpixels", "projection", "fine-tuned", f"unlike {code(entries[0].name)}", "seeds"]
-    return markdown(header, rows, words=len(header))
-
-
-def origin(finetune: Finetune) -> str:
-    """What a finetune starts from, and what it does not train or see."""
-    words = [f"from {finetune.source}"]
-    if finetune.freeze:
-        words.append(f"frozen {', '.join(finetune.freeze)}")
-    if finetune.images is not None:
-        words.append(f"on {len(finetune.images)} images")
-    if finetune.alternate:
-        words.append("unary and joint steps in turn")
-    return "; ".join(words)
-
-
-def options(name: str, values: Mapping[str, Any]) -> str:
-    """A part with its options."""
-    return name if not values else f"{name} ({', '.join(f'{key} {text(value)}' for key, value in values.items())})"
+    """What each method is made of."""
+    rows = composition(entries)
+    cells = [[code(entry.name), *(escaped(part) for part in row.values())] for entry, row in zip(entries, rows, strict=True)]
+    header = ["method", *(escaped(title) for title in rows[0])]
+    return markdown(header, cells, words=len(header))
 
 
 def settings(entries: Entries) -> str:
@@ -200,27 +180,11 @@ def settings(entries: Entries) -> str:
     first = entries[0]
     data = config.adapter(type(first.config.data)).dump_python(first.config.data, mode="json")
     known = {f"data.{key}": value for key, value in data.items() if key != "root"} | flat(first.config)
-    evaluate = config.adapter(type(first.evaluation)).dump_python(first.evaluation, mode="json")
-    known |= {f"evaluate.{key}": value for key, value in evaluate.items() if key not in ("name", "of", "launch")}
+    known |= {f"evaluate.{key}": value for key, value in evaluation(first).items()}
     rows = [[code(key), escaped(text(value))] for key, value in known.items()]
     return (
         f"<details><summary>All settings of {code(first.name)}</summary>\n\n{markdown(['setting', 'value'], rows, words=2)}\n</details>\n"
     )
-
-
-def flat(run: config.Config) -> dict[str, Any]:
-    """A run's settings that have no column of their own, keys joined by dots."""
-    nested = config.to_dict(run)
-    found = {}
-    for section, value in nested.items():
-        if section not in ELSEWHERE:
-            found |= {f"{section}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {section: value}
-    return {key: value for key, value in found.items() if key != "train.seeds"}
-
-
-def text(value: Any) -> str:
-    """A setting's value as YAML writes it, about."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def terminal(entries: Entries) -> str:
@@ -233,7 +197,8 @@ def terminal(entries: Entries) -> str:
             spread = f"±{percent(deviation)}" if deviation is not None and protocol == "single_scale" else ""
             cells.append(percent(value) + spread)
             if len(entries) > 1:
-                cells.append("" if entry is first else difference(value, first.value(protocol, "miou")))
+                apart = entry is first or entry.images != first.images
+                cells.append("" if apart else difference(value, first.value(protocol, "miou")))
         cells += [percent(entry.value("single_scale", key)) for key in ("pixel_accuracy", "mean_accuracy")]
         cells += [percent(entry.value("single_scale", "boundary_f", radius, "present")) for radius in main_radii(entries)]
         cells += [tables.scaled(entry.value("cost", "parameters"), 1e6, 1), tables.duration(entry.value("cost", "train_seconds"))]

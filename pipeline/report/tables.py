@@ -46,7 +46,7 @@ def percent(share: float | None) -> str:
 
 def difference(share: float | None, other: float | None) -> str:
     """How many percent points a share lies above another, with its sign."""
-    return "" if share is None or other is None else f"{100 * (share - other):+.2f}"
+    return "" if share is None or other is None else f"{round(100 * (share - other), 2) + 0.0:+.2f}"  # no -0.00
 
 
 def scaled(value: float | None, unit: float, decimals: int) -> str:

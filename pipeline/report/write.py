@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline import files, pictures, prepared, record
 from pipeline.report import curves, grids
 from pipeline.report.entries import RESULTS, Entry, read, warn_of_unused
-from pipeline.report.gallery import Measured, prediction_file, read_prediction
+from pipeline.report.gallery import Measured, photograph, prediction_file, small_labels
 from pipeline.report.page import page
 from pipeline.report.sections import chapters
 from pipeline.schema import Params
@@ -28,10 +28,11 @@ def write(params: Params) -> list[Entry]:
     warn_of_unused(params)
     entries = read(params)
     manifest = prepared.read()
+    every = measured(entries, len(manifest.classes))
     trained = read_curves(entries)
     files.write_bytes(FOLDER / "curves.csv", curves.table(by_seed(trained)).encode())
     drawn = {"pictures/curves.png": curves.picture({run: list(seeds.values()) for run, seeds in trained.items()})}
-    drawn |= draw_grids(entries, manifest)
+    drawn |= draw_grids(every, manifest)
     for name, image in drawn.items():
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -41,7 +42,7 @@ def write(params: Params) -> list[Entry]:
             stale.unlink()
     text = chapters(entries, manifest.classes, len(manifest.splits.get("train", ())), [name for name in drawn if "curves" not in name])
     files.write_bytes(FOLDER / "index.md", text.encode())
-    files.write_bytes(FOLDER / "index.html", page(measured(entries, len(manifest.classes)), manifest, trained).encode())
+    files.write_bytes(FOLDER / "index.html", page(every, manifest, trained).encode())
     return entries
 
 
@@ -55,11 +56,14 @@ def measured(entries: Sequence[Entry], classes: int) -> list[Measured]:
 
 
 def read_curves(entries: Sequence[Entry]) -> dict[str, dict[int, curves.Curve]]:
-    """The training curves of all runs that were evaluated, by run and seed."""
-    found = {}
-    for run in dict.fromkeys(entry.evaluation.of for entry in entries):
-        paths = {int(path.stem.removeprefix("seed-")): path for path in (Path("runs") / run / "weights").glob("seed-*.csv")}
-        found[run] = {seed: curves.read(path) for seed, path in sorted(paths.items())}
+    """The training curves of all runs and seeds that were evaluated, where they are there."""
+    found: dict[str, dict[int, curves.Curve]] = {}
+    for entry in entries:
+        seeds = found.setdefault(entry.evaluation.of, {})
+        for seed in entry.results["seeds"]:
+            path = Path("runs") / entry.evaluation.of / "weights" / f"seed-{seed}.csv"
+            if seed not in seeds and path.is_file():
+                seeds[seed] = curves.read(path)
     return found
 
 
@@ -68,20 +72,19 @@ def by_seed(runs: Mapping[str, Mapping[int, curves.Curve]]) -> dict[str, curves.
     return {run if len(seeds) == 1 else f"{run} seed {seed}": curve for run, seeds in runs.items() for seed, curve in seeds.items()}
 
 
-def draw_grids(entries: Sequence[Entry], manifest: prepared.Prepared) -> dict[str, Image.Image]:
+def draw_grids(measured: Sequence[Measured], manifest: prepared.Prepared) -> dict[str, Image.Image]:
     """The picture grids by file name: one for each split, and further ones where methods are too many for one."""
     drawn = {}
-    for split in dict.fromkeys(entry.evaluation.split for entry in entries):
-        shown = [entry for entry in entries if entry.evaluation.split == split]
+    for split in dict.fromkeys(entry.entry.evaluation.split for entry in measured):
+        shown = [entry for entry in measured if entry.entry.evaluation.split == split]
         pairs = manifest.splits.get(split, ())
-        pairs = [pair for pair in pairs if any(prediction_file(entry, pair).is_file() for entry in shown)]
+        pairs = [pair for pair in pairs if any(prediction_file(entry.entry, pair).is_file() for entry in shown)]
         for first in range(0, len(shown) if pairs else 0, grids.COLUMNS):
             some = shown[first : first + grids.COLUMNS]
-            rows = []
-            for pair in pairs:
-                predictions = [read_prediction(entry, pair) for entry in some]
-                rows.append(grids.Row(pair.name, prepared.open_image(pair), prepared.open_label(pair), predictions))
+            rows = [
+                grids.Row(pair.name, photograph(pair), small_labels(pair), [entry.prediction(pair) for entry in some]) for pair in pairs
+            ]
             number = f"-{first // grids.COLUMNS + 1}" if len(shown) > grids.COLUMNS else ""
-            picture = grids.grid([entry.name for entry in some], rows, manifest.classes, manifest.palette)
+            picture = grids.grid([entry.entry.name for entry in some], rows, manifest.classes, manifest.palette)
             drawn[f"pictures/{pictures.safe_name(split)}{number}.png"] = picture
     return drawn

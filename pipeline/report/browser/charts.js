@@ -44,7 +44,8 @@ for (const axis of axes) axis.disabled = !DATA.charts[`cost-${axis.value}`];
 const usable = axes.find((axis) => !axis.disabled);
 if (usable) {
   usable.checked = true;
-  const show = () => draw(`cost-${chosen("cost-axis")}`, "chart-cost");
+  let last = Promise.resolve();
+  const show = () => (last = last.then(() => draw(`cost-${chosen("cost-axis")}`, "chart-cost"))); // one after the other
   onChoice("cost-axis", show);
   show();
 } else without("costs");

@@ -56,7 +56,7 @@ function onChoice(name, act) {
 }
 
 // The theme: the reader's system decides unless they do. Canvases are drawn again when it changes.
-const redraws = [];
+const redraws = [], THEME = "segmentation-report-theme"; // pages from the disk share one storage
 function applyTheme(value) {
   if (value === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = value;
@@ -64,15 +64,15 @@ function applyTheme(value) {
 }
 function remembered(value) {
   try {
-    if (value) localStorage.setItem("theme", value);
-    return localStorage.getItem("theme") || "auto";
+    if (value) localStorage.setItem(THEME, value);
+    return localStorage.getItem(THEME) || "auto";
   } catch {
     return value || "auto"; // a page from the disk may have no storage
   }
 }
 onChoice("theme", () => applyTheme(remembered(chosen("theme"))));
-const firstTheme = document.querySelector(`input[name="theme"][value="${remembered()}"]`);
-if (firstTheme) firstTheme.checked = true;
+const themes = [...document.querySelectorAll('input[name="theme"]')], firstTheme = remembered();
+for (const input of themes) if (input.value === firstTheme) input.checked = true;
 applyTheme(chosen("theme"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraws.forEach((redraw) => redraw()));
 const closed = [];

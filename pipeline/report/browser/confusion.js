@@ -32,8 +32,8 @@
     if (!counts) return;
     const context = canvas.getContext("2d"), ratio = devicePixelRatio || 1;
     shape = measured(context);
-    const { cell, room, top, font, named, numbers } = shape, side = named ? 150 : 0;
-    const width = room + K * cell + Math.min(side, 60), height = top + K * cell + 2;
+    const { cell, room, top, font, named, numbers } = shape; // the last column's name leans out to the right as far as up
+    const width = room + K * cell + (named ? top : 2), height = top + K * cell + 2;
     canvas.width = width * ratio;
     canvas.height = height * ratio;
     canvas.style.width = `${width}px`;
@@ -119,7 +119,9 @@
   }
 
   async function show() {
-    counts = new Float64Array(await bytes(Number($("confusion-method").value)));
+    const wanted = $("confusion-method").value, content = await bytes(Number(wanted));
+    if (wanted !== $("confusion-method").value) return; // another one was chosen meanwhile
+    counts = new Float64Array(content);
     list();
     drawMatrix();
     tell();

@@ -1,7 +1,7 @@
 // The list of images: the worst, the best, what a method gains or loses, for one class or the mean of an image's classes.
 
 const PAGE = 10, SEEN = 0.005;
-const Images = { gallery: 0, rows: [], first: 0, open: () => {} };
+const Images = { gallery: 0, rows: [], first: 0, asked: 0, open: () => {} };
 
 function galleryOf() {
   return DATA.galleries[Images.gallery];
@@ -33,12 +33,14 @@ function score(iou, shares, image, wanted) {
 async function rank() {
   const gallery = galleryOf(), K = DATA.classes.length, wanted = Number($("image-class").value);
   const method = DATA.methods[Number($("image-method").value)], other = DATA.methods[Number($("image-other").value)];
+  const asked = ++Images.asked; // a later choice may be ready before this one
   const pictured = new Map(gallery.shown.map((image, index) => [image.image, index]));
   const order = $("image-order").value;
   let rows = gallery.names.map((name, image) => ({ name, image, picture: pictured.get(image) ?? -1, own: NaN, theirs: NaN, share: NaN }));
   if (method?.iou !== undefined) {
     const [own, theirs, shares] = await Promise.all([
       numbers(method.iou), other?.iou === undefined ? null : numbers(other.iou), numbers(gallery.shares)]);
+    if (asked !== Images.asked) return;
     for (const row of rows) {
       row.own = score(own, shares, row.image, wanted);
       row.theirs = theirs ? score(theirs, shares, row.image, wanted) : NaN;
@@ -56,21 +58,22 @@ async function rank() {
 }
 
 function list() {
-  const table = $("image-list"), classed = Number($("image-class").value) >= 0;
+  const table = $("image-list"), focused = table.contains(document.activeElement), classed = Number($("image-class").value) >= 0;
   const method = DATA.methods[Number($("image-method").value)], other = DATA.methods[Number($("image-other").value)];
   const scored = method?.iou !== undefined, compared = scored && other?.iou !== undefined && other !== method;
-  const heads = [["image", ""], ...(classed && scored ? [["of image", "number"]] : []), ...(scored ? [["IoU", "number"]] : []),
+  const heads = [["image", ""], ...(classed && scored ? [["% of image", "number"]] : []), ...(scored ? [["IoU, %", "number"]] : []),
     ...(compared ? [["other", "number"], ["diff.", "number"]] : [])];
   table.tHead.replaceChildren(make("tr", {}, ...heads.map(([text, className]) => make("th", { scope: "col", className }, text))));
   const rows = Images.rows.slice(Images.first, Images.first + PAGE);
   table.tBodies[0].replaceChildren(...rows.map((row) => {
     const cells = [];
-    if (classed && scored) cells.push(`${percent(row.share, 1)} %`);
+    if (classed && scored) cells.push(percent(row.share, 1));
     if (scored) cells.push(percent(row.own, 1));
     if (compared) cells.push(percent(row.theirs, 1), signed(row.own - row.theirs, 1));
-    return make("tr", row.picture === Images.current ? { "aria-current": "true" } : {}, make("th", { scope: "row" }, named(row)),
+    return make("tr", row.picture >= 0 && row.picture === Images.current ? { "aria-current": "true" } : {}, make("th", { scope: "row" }, named(row)),
       ...cells.map((text) => make("td", { className: "number" }, text)));
   }));
+  if (focused) table.querySelector("tr[aria-current] button")?.focus(); // the rows are new ones
   const last = Math.min(Images.rows.length, Images.first + PAGE);
   $("image-range").textContent = Images.rows.length ? `${counted(Images.first + 1)}–${counted(last)} of ${counted(Images.rows.length)}` : "no image";
   $("image-before").disabled = Images.first === 0;

@@ -43,21 +43,25 @@ function sortable(table, key) {
   return apply;
 }
 
+// Whether two methods were evaluated on the same images: others are not compared.
+const alike = (one, other) => DATA.methods[one].images === DATA.methods[other].images;
+
 const board = $("board"), heat = $("heat");
 const boardRows = [...board.tBodies[0].rows];
 sortable(board, () => "v");
 
 function showBoard() {
   const base = boardRows[baseline()];
-  for (const row of boardRows) {
+  boardRows.forEach((row, index) => {
     row.classList.toggle("baseline", row === base && boardRows.length > 1);
     for (const cell of row.querySelectorAll("td")) {
       const value = numeric(cell, "v"), other = numeric(base.cells[cell.cellIndex], "v");
       const factor = cell.dataset.k === "cost" && other > 0 ? `${(value / other).toFixed(2)}×` : "";
       const text = cell.dataset.k === "cost" ? factor : signed(value - other);
-      cell.querySelector(".delta").textContent = row === base || Number.isNaN(value) || Number.isNaN(other) ? "" : text;
+      const apart = row === base || !alike(index, baseline()) || Number.isNaN(value) || Number.isNaN(other);
+      cell.querySelector(".delta").textContent = apart ? "" : text;
     }
-  }
+  });
 }
 
 function showRadius() {
@@ -76,7 +80,8 @@ function showHeat() {
   heat.classList.toggle("difference", apart);
   const values = heatCells.map((cell) => {
     const value = numeric(cell, key);
-    return apart ? value - numeric(cell.parentNode.cells[firstHeat + baseline()], key) : value;
+    if (!apart) return value;
+    return alike(cell.cellIndex - firstHeat, baseline()) ? value - numeric(cell.parentNode.cells[firstHeat + baseline()], key) : NaN;
   });
   const known = values.filter(Number.isFinite).map(Math.abs);
   const most = apart ? Math.max(0.02, ...known) : 1;

@@ -6,16 +6,17 @@
   const RIGHT = [225, 225, 225], WRONG = [200, 30, 30];
   const WHO = { both: RIGHT, left: [0, 114, 178], right: [230, 159, 0], neither: [110, 20, 40] };
   const WORDS = Object.fromEntries(Object.entries({ ...WHO, right_: RIGHT, wrong: WRONG }).map(([key, rgb]) => [key, word(rgb)]));
-  const state = { image: null, parts: {}, zoom: 1, x: 0, y: 0 };
+  const state = { asked: 0, image: null, parts: {}, zoom: 1, x: 0, y: 0 };
   const sides = ["left", "right"];
   const canvasOf = (side) => $(`side-${side}`).firstElementChild;
 
   async function open(index) {
     const image = galleryOf().shown[index];
-    $("stage").hidden = !image;
+    stage.parentNode.hidden = stage.hidden = !image;
     if (!image) return;
     Images.current = index;
-    const [width, height] = image.size, content = new Uint8Array(await bytes(image.maps));
+    const asked = ++state.asked, [width, height] = image.size, content = new Uint8Array(await bytes(image.maps));
+    if (asked !== state.asked) return; // another image was chosen meanwhile
     let start = 0;
     state.parts = {};
     for (const name of image.parts) {
@@ -164,6 +165,7 @@
     for (const layer of [$("photo"), $("outlines"), ...sides.map(canvasOf)]) layer.style.transform = `translate(${state.x}px, ${state.y}px) scale(${state.zoom})`;
     $("zoom-value").textContent = `${state.zoom.toFixed(state.zoom % 1 ? 1 : 0)}×`;
     stage.style.cursor = state.zoom > 1 ? "grab" : "ew-resize";
+    stage.style.touchAction = state.zoom > 1 ? "none" : "pan-y"; // a finger scrolls the page until there is something to move
   }
 
   function zoom(factor, x, y) {
