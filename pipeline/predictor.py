@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline import prepared, released
+from pipeline import prepared, released, store
 from pipeline.checkpoint import Weights, read_weights
 from pipeline.errors import UserError
 from pipeline.inference import predict, scaled_size
@@ -155,7 +155,7 @@ def weights_of(run: str | Path, seed: int | None) -> tuple[Path, Weights, tuple[
         return Path(run), *released.read(Path(run))
     path = weights_file(run, seed)
     weights = read_weights(path)
-    return path, weights, palette_of(weights.classes)
+    return path, weights, palette_of(weights.classes, path)
 
 
 def weights_file(run: str | Path, seed: int | None) -> Path:
@@ -174,13 +174,13 @@ def weights_file(run: str | Path, seed: int | None) -> Path:
     return found[min(found) if seed is None else seed]
 
 
-def palette_of(classes: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
-    """The colours of the prepared dataset where it has these classes, else colours that differ."""
-    try:
-        found = prepared.read()
-    except UserError:
-        return distinct(len(classes))
-    return found.palette if found.classes == classes else distinct(len(classes))
+def palette_of(classes: tuple[str, ...], path: Path) -> tuple[tuple[int, int, int], ...]:
+    """The colours of the dataset prepared here, or where the weights of `path` were trained, if it has these classes, else others."""
+    for project in (Path(), *path.absolute().parents[3:4]):
+        with contextlib.suppress(UserError):
+            if (found := prepared.read(project / store.PREPARED)).classes == classes:
+                return found.palette
+    return distinct(len(classes))
 
 
 def superpixels_of(image: Image.Image, settings: SuperpixelSet, told: Told | None = None) -> NDArray[np.int32]:

@@ -61,7 +61,10 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="uv run python -m stages.predict", description="Predict images with a finished run.")
+    parser = argparse.ArgumentParser(
+        prog="uv run python -m stages.predict", description="Predict images with a finished run.",
+        usage="%(prog)s --run RUN IMAGES... --out DIR [options]",
+    )  # fmt: skip
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
     parser.add_argument(
         "--run", required=True, help="a run of runs/ or its folder, a weights file (.pt), an export, or models:/NAME/VERSION"
@@ -84,7 +87,8 @@ def named(patterns: Sequence[str], out: Path) -> dict[str, Path]:
         path = Path(pattern)
         matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
         if not matches:
-            raise UserError(f"{pattern}: there is no such file, folder or pattern's match")
+            hint = " (in a pattern, [[] stands for a name's own [)" if "[" in pattern else ""
+            raise UserError(f"{pattern}: there is no such file, folder or pattern's match{hint}")
         for match in matches:
             found |= {file: file.relative_to(match) for file in inside(match, out)} if match.is_dir() else {match: Path(match.name)}
     if not found:
@@ -103,7 +107,9 @@ def inside(folder: Path, out: Path) -> list[Path]:
     """The images in a folder, without those in `out`, where that lies in it: they are predictions."""
     whole, below = folder.resolve(), out.resolve()
     ours = folder / below.relative_to(whole) if whole in below.parents else None
-    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and ours not in file.parents and file.is_file()]
+    return [
+        file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and ours not in file.parents and not file.is_dir()
+    ]
 
 
 def check_out(out: Path, images: Mapping[str, Path]) -> None:

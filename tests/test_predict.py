@@ -87,9 +87,11 @@ def test_three_lines_of_python(project: Path) -> None:
 
 def test_a_run_by_its_folder_from_elsewhere(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = next(iter(images().values())).absolute()
-    wanted = Predictor.load("fcn")(file)
+    here = Predictor.load("fcn")
     monkeypatch.chdir(tmp_path)
-    np.testing.assert_array_equal(Predictor.load(project / "runs/fcn")(file), wanted)
+    there = Predictor.load(project / "runs/fcn")
+    np.testing.assert_array_equal(there(file), here(file))
+    assert there.palette == here.palette
     with pytest.raises(UserError, match="run fcn has no weights in runs/fcn/weights"):
         Predictor.load("fcn")
 
