@@ -4,8 +4,8 @@
     image, ids_HW = predictor.image("street.jpg"), predictor("street.jpg")
     names = [predictor.classes[id] for id in set(ids_HW.flat)]
 
-Superpixels, where the run has them, are made on the fly. A large image is predicted by windows, in memory that grows with its pixels
-and not with pixels times classes.
+Superpixels, where the run has them, are made on the fly. A large image is predicted by windows, in memory that grows with its pixels,
+and with its width times classes (docs/predictions.md), not with pixels times classes.
 """
 
 import contextlib
@@ -91,12 +91,14 @@ class Predictor:
     def __call__(
         self, image: str | Path | Image.Image, keep: Callable[[int, Tensor], None] | None = None, told: Told | None = None
     ) -> NDArray[np.uint8]:
-        """The class ids (H, W) of an image.
+        """The class ids (H, W) of an image: a file, or what Pillow opened, as it stands there (a file is turned upright).
 
         `keep` gets the probabilities, as (first row, K R W) from top to bottom; `told` what of a large image is done: windows, or blocks
-        of superpixels, their number, of how many.
+        of superpixels, their number, of how many. UserError: a file that is no image, a picture of more than 8 bits.
         """
         picture = image if isinstance(image, Image.Image) else self.image(image)
+        if picture.mode[0] in "IF":  # Pillow's conversion makes all of them white
+            raise UserError(f"a picture in Pillow's mode {picture.mode} would lose its shades: give the file's path, or 8 bits")
         picture = picture if picture.mode == "RGB" else picture.convert("RGB")
         protocol, size = self.protocol, (picture.height, picture.width)
         largest = scaled_size(size, protocol.short_side, max(1.0, *protocol.scales))

@@ -1,7 +1,8 @@
 """Predict a large image by windows, in memory that does not grow with pixels times classes, whatever scales and flips.
 
 All views (scales, each mirrored too) go down the image side by side: a strip of rows is the mean of their softmaxes, its labels are
-written out, and windows above it are dropped. What is held of the whole image are bytes: its pixels at each scale, superpixels, labels.
+written out, and windows above it are dropped. What is held of the whole image are bytes: its pixels at each scale, superpixels, labels;
+of all classes, the logits of about one row of windows for each view.
 The values are those of `inference.predict`, which takes one view after the other and needs a map of all classes for their sum.
 """
 

@@ -82,6 +82,8 @@ def test_three_lines_of_python(project: Path) -> None:
     assert ids_HW.dtype == np.uint8
     assert ids_HW.max() < len(made.classes) == CLASSES
     np.testing.assert_array_equal(made(Image.open(file)), ids_HW)
+    with pytest.raises(UserError, match="mode I;16 would lose its shades"):
+        made(Image.fromarray(np.zeros((40, 40), np.uint16)))
     np.testing.assert_array_equal(Predictor.load("runs/ecrf/weights/seed-0.pt", seed=7)(file), ids_HW)
 
 
