@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from models.flops import declared
 from pipeline.dense_crf import refined
-from pipeline.inference import Network, scaled_size, starts
+from pipeline.inference import scaled_size
 from pipeline.schema import DenseCRF, Evaluation
+from pipeline.windows import Network, starts
 
 
 def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:

@@ -25,7 +25,7 @@ from pipeline.checkpoint import Weights, read_weights
 from pipeline.dense_crf import record as crf_record
 from pipeline.distributed import agree, process_group, rank, world
 from pipeline.errors import UserError
-from pipeline.inference import Network, predict
+from pipeline.inference import predict
 from pipeline.metrics import VOID, mean_scores
 from pipeline.monitor import device_name
 from pipeline.prepared import Pair, Prepared
@@ -34,6 +34,7 @@ from pipeline.restored import check_belongs, restored
 from pipeline.schema import Evaluation
 from pipeline.superpixels import SuperpixelMaps, read_set
 from pipeline.tally import PROTOCOLS, Tally, adjacent_cosine
+from pipeline.windows import Network
 
 RESULTS = Path("results")
 AGREE_EVERY = 8  # images of a rank between two questions whether all ranks are well

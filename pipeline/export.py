@@ -40,7 +40,7 @@ def export(order: Order) -> Iterator[str]:
     """
     path = weights_file(order.run, order.seed)
     weights = read_weights(path)
-    palette = palette_of(weights.classes)
+    palette = palette_of(weights.classes, path)
     images = pictures(weights, order)
     model = restored_on(CPU, weights, path).model
     written = []

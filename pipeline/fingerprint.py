@@ -46,7 +46,8 @@ CODE = (
     "pipeline/distributed.py",
     "pipeline/checkpoint.py",
 )
-SCORING = ("pipeline/evaluation.py", "pipeline/inference.py", "pipeline/metrics.py", "pipeline/tally.py")  # a trial's score, besides
+# What a trial's score depends on besides.
+SCORING = ("pipeline/evaluation.py", "pipeline/inference.py", "pipeline/windows.py", "pipeline/metrics.py", "pipeline/tally.py")
 
 
 def code_files(config: Config) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from models.segmenter import build
 from pipeline import files, store
 from pipeline.checkpoint import Weights
 from pipeline.errors import UserError
-from pipeline.inference import Network
 from pipeline.prepared import Prepared
+from pipeline.windows import Network
 
 
 def restored(weights: Weights, path: Path, device: torch.device, remedy: str) -> Network:

@@ -1,7 +1,8 @@
 """Predict a large image by windows, in memory that does not grow with pixels times classes, whatever scales and flips.
 
 All views (scales, each mirrored too) go down the image side by side: a strip of rows is the mean of their softmaxes, its labels are
-written out, and windows above it are dropped. What is held of the whole image are bytes: its pixels at each scale, superpixels, labels.
+written out, and windows above it are dropped. What is held of the whole image are bytes: its pixels at each scale, superpixels, labels;
+of all classes, the logits of about one row of windows for each view.
 The values are those of `inference.predict`, which takes one view after the other and needs a map of all classes for their sum.
 """
 
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.inference import Network, Scaled, look, resized_rows, scaled_size, starts, strips
+from pipeline.inference import looks, scaled_size, strips, views
 from pipeline.schema import Evaluation
+from pipeline.windows import Network, resized_rows, starts
 
 Told = Callable[[str, int, int], None]  # "windows" (or "blocks" of superpixels), how many are done, of how many
 
@@ -47,18 +49,13 @@ def predict_by_rows(
 ) -> NDArray[np.uint8]:
     """The class ids HW of an RGB image; `evaluation` slides. `keep` gets the probabilities as (first row, K R W), in order."""
     size, device = (image.height, image.width), next(network.model.parameters()).device
-    flips = (False, True) if evaluation.flip else (False,)
-    sizes = [scaled_size(size, evaluation.short_side, scale) for scale in evaluation.scales]
-    count = Count(told, len(flips) * sum(windows(each, evaluation) for each in sizes))
-    views = []
-    for each in sizes:
-        scaled = Scaled.of(network, image, superpixels_HW, each)
-        views += [(look(network, scaled.mirrored() if flip else scaled, evaluation, count), flip) for flip in flips]
-        del scaled
+    chosen = looks(evaluation)
+    count = Count(told, sum(windows(scaled_size(size, evaluation.short_side, scale), evaluation) for scale, _ in chosen))
+    seen = [(source, flip) for (_, flip), source in views(network, image, superpixels_HW, evaluation, chosen, count)]
     labels_HW = np.empty(size, np.uint8)
     for start, stop in strips(classes, size, device):
-        rows = (resized_rows(source, size, start, stop, flip=flip) for source, flip in views)
-        if len(views) == 1:
+        rows = (resized_rows(source, size, start, stop, flip=flip) for source, flip in seen)
+        if len(seen) == 1:
             logits_KRW = next(rows)
             labels_HW[start:stop] = logits_KRW.max(0).indices.to(torch.uint8).cpu().numpy()
             if keep:
@@ -67,7 +64,7 @@ def predict_by_rows(
         total_KRW = next(rows).softmax(0)
         for logits_KRW in rows:
             total_KRW += logits_KRW.softmax(0)
-        total_KRW /= len(views)
+        total_KRW /= len(seen)
         labels_HW[start:stop] = total_KRW.max(0).indices.to(torch.uint8).cpu().numpy()
         if keep:
             keep(start, total_KRW)

@@ -15,7 +15,7 @@ def run(main: Callable[[], None]) -> int:
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted: run the same command again and it goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted: run the same command again (a training goes on from its last checkpoint)", file=sys.stderr)
         return 130
     except Exception as error:
         if (line := words(error)) is None:

@@ -6,16 +6,15 @@ An image that cannot be read is named and skipped; the exit status is then 1.
 """
 
 import argparse
-import contextlib
 import glob
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pipeline.errors import UserError
+from pipeline.errors import MEMORY, UserError, words
 from pipeline.progress import PLAIN_SECONDS, track
 from stages.command import run
 
@@ -26,14 +25,16 @@ if TYPE_CHECKING:
     from pipeline.predictor import Predictor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".gif"}  # of images in a folder
-BAND = 512  # rows that are coloured at a time
-MOST = 2**30  # pixels of an image: beyond Pillow's usual limit, for these are the user's own
+ENDINGS = (".labels.png", ".overlay.png", ".probabilities.npy")
+LEGEND = "legend.png"
+BAND = 2**22  # pixels that are coloured at a time
 
 
 def main() -> None:
     """The command."""
     options = arguments()
-    images = named(options.images)
+    images = named(options.images, options.out)
+    check_out(options.out, images)
     from pipeline.pictures import legend, save
     from pipeline.predictor import Predictor
 
@@ -41,12 +42,11 @@ def main() -> None:
         options.run, seed=options.seed, device=options.device, scales=options.scales, flip=options.flip,
         short_side=options.short_side, window=options.window,
     )  # fmt: skip
-    save(legend(predictor.classes, predictor.palette), options.out / "legend.png")  # before the work: the folder may refuse
+    save(legend(predictor.classes, predictor.palette), options.out / LEGEND)  # before the work: the folder may refuse
     skipped = []
     for name, file in track(images.items(), len(images), f"predict with {options.run}", unit="images"):
         try:
-            with large_images():
-                image = predictor.image(file)
+            image = predictor.image(file)
         except UserError as error:
             skipped.append(file)
             print(f"skipped: {file}: {error}", file=sys.stderr)
@@ -59,23 +59,16 @@ def main() -> None:
         raise SystemExit(1)
 
 
-@contextlib.contextmanager
-def large_images() -> Iterator[None]:
-    """Inside, Pillow opens images of up to `MOST` pixels."""
-    from PIL import Image
-
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="uv run python -m stages.predict", description="Predict images with a finished run.")
+    parser = argparse.ArgumentParser(
+        prog="uv run python -m stages.predict", description="Predict images with a finished run.",
+        usage="%(prog)s --run RUN IMAGES... --out DIR [options]",
+    )  # fmt: skip
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
-    parser.add_argument("--run", required=True, help="a run of runs/, a weights file (.pt), an export, or models:/NAME/VERSION")
+    parser.add_argument(
+        "--run", required=True, help="a run of runs/ or its folder, a weights file (.pt), an export, or models:/NAME/VERSION"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the predictions go")
     parser.add_argument("--seed", type=int, help="which seed of the run; the first one otherwise")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; a GPU otherwise, where there is one")
@@ -87,27 +80,46 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def named(patterns: Sequence[str]) -> dict[str, Path]:
+def named(patterns: Sequence[str], out: Path) -> dict[str, Path]:
     """The image files by the names of their predictions: their own without suffix, with it where two would be the same."""
     found: dict[Path, Path] = {}  # the file, and its name below the folder that was given
     for pattern in patterns:
         path = Path(pattern)
         matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
         if not matches:
-            raise UserError(f"{pattern}: there is no such file, folder or pattern's match")
+            hint = " (in a pattern, [[] stands for a name's own [)" if "[" in pattern else ""
+            raise UserError(f"{pattern}: there is no such file, folder or pattern's match{hint}")
         for match in matches:
-            if match.is_dir():
-                inside = [file for file in sorted(match.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
-                found |= {file: file.relative_to(match) for file in inside}
-            else:
-                found[match] = Path(match.name)
+            found |= {file: file.relative_to(match) for file in inside(match, out)} if match.is_dir() else {match: Path(match.name)}
     if not found:
         raise UserError(f"no images in {', '.join(patterns)}; known suffixes: {' '.join(sorted(SUFFIXES))}")
     stems = Counter(name.with_suffix("") for name in found.values())
-    names = {file: str(name.with_suffix("") if stems[name.with_suffix("")] == 1 else name) for file, name in found.items()}
-    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise UserError(f"two of the images are called {twice[0]}: predict their folders one by one")
-    return {name: file for file, name in names.items()}
+    names: dict[str, Path] = {}
+    for file, name in found.items():
+        chosen = str(name.with_suffix("") if stems[name.with_suffix("")] == 1 else name)
+        if chosen in names:
+            raise UserError(f"{names[chosen]} and {file} would both be called {chosen}: predict them one by one, each with its own --out")
+        names[chosen] = file
+    return names
+
+
+def inside(folder: Path, out: Path) -> list[Path]:
+    """The images in a folder, without those in `out`, where that lies in it: they are predictions."""
+    whole, below = folder.resolve(), out.resolve()
+    ours = folder / below.relative_to(whole) if whole in below.parents else None
+    return [
+        file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES and ours not in file.parents and not file.is_dir()
+    ]
+
+
+def check_out(out: Path, images: Mapping[str, Path]) -> None:
+    """Refuse a folder that is a file, or where a prediction would take the place of an image."""
+    if out.is_file():
+        raise UserError(f"--out {out} is a file: name a folder")
+    files = {file.resolve() for file in images.values()}
+    for goal in (out / LEGEND, *(out / f"{name}{ending}" for name in images for ending in ENDINGS)):
+        if goal.resolve() in files:
+            raise UserError(f"{goal} is one of the images, and a prediction would take its place: name another folder as --out")
 
 
 def write(predictor: "Predictor", image: "Image.Image", file: Path, goal: Path, *, probabilities: bool) -> None:
@@ -118,17 +130,25 @@ def write(predictor: "Predictor", image: "Image.Image", file: Path, goal: Path, 
     from pipeline.pictures import coloured, indexed, save
 
     told = progress_in(file)
-    if probabilities:
-        with files.replacing(goal.with_name(goal.name + ".probabilities.npy")) as writer:
-            ids_HW = predictor(image, planes(writer, (len(predictor.classes), image.height, image.width)), told)
-    else:
-        ids_HW = predictor(image, told=told)
-    save(indexed(ids_HW, predictor.palette), goal.with_name(goal.name + ".labels.png"))
-    for top in range(0, image.height, BAND):  # in place and by bands: a large image's colours are as large as the image
-        band_HW = ids_HW[top : top + BAND]
+    labels, overlay, planar = (goal.with_name(goal.name + ending) for ending in ENDINGS)
+    try:
+        if probabilities:
+            with files.replacing(planar) as writer:
+                ids_HW = predictor(image, planes(writer, (len(predictor.classes), image.height, image.width)), told)
+        else:
+            ids_HW = predictor(image, told=told)
+    except Exception as error:
+        if words(error) != MEMORY:
+            raise
+        raise UserError(f"{file}: out of GPU memory: take smaller windows (--window 512 512), fewer --scales or --device cpu") from None
+    save(indexed(ids_HW, predictor.palette), labels)
+    step = max(1, BAND // image.width)
+    for top in range(0, image.height, step):  # in place and by bands: a large image's colours are as large as the image
+        band_HW = ids_HW[top : top + step]
         box = (0, top, image.width, top + len(band_HW))
         image.paste(Image.blend(image.crop(box), Image.fromarray(coloured(band_HW, predictor.palette)), 0.5), box)
-    save(image, goal.with_name(goal.name + ".overlay.png"))
+    image.info.clear()  # a profile of the file's colours, which may be inks or greys, would tint the classes'
+    save(image, overlay)
 
 
 def progress_in(file: Path) -> Callable[[str, int, int], None]:

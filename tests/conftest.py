@@ -174,6 +174,19 @@ def project(prepared_project: Path, workspace: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
+def trained(prepared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with both methods trained for four steps, and evaluated: to be predicted and exported from, not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(prepared_project, folder, dirs_exist_ok=True)
+    project = Project(folder)
+    project.params["train"]["iterations"] = 4
+    for name in project.params["methods"]:
+        assert project.stage("train", name) == 0
+        assert project.stage("evaluate", name) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def two_processes(prepared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A tiny project that two processes of this machine, of one thread each, have trained: what every launcher must give, bit for bit."""
     folder = tmp_path_factory.mktemp("two") / "project"

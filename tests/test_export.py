@@ -25,20 +25,6 @@ from pipeline.served import Served
 HERE = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def trained(prepared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with an E-CRF trained for four steps, and evaluated."""
-    import shutil
-
-    folder = tmp_path_factory.mktemp("exported")
-    shutil.copytree(prepared_project, folder, dirs_exist_ok=True)
-    project = Project(folder)
-    project.params["train"]["iterations"] = 4
-    assert project.stage("train", "ecrf") == 0
-    assert project.stage("evaluate", "ecrf") == 0
-    return folder
-
-
 @pytest.fixture
 def project(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The trained project as the current folder."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from pipeline import inference
-from pipeline.inference import Network, Whole, predict, resized_rows, scaled_size, starts
+from pipeline.inference import predict, scaled_size
 from pipeline.profiles import Launch
 from pipeline.schema import Evaluation
+from pipeline.windows import Network, Scaled, Sliding, Whole, resized_rows, starts
 
 PADDING = (0.4, 0.5, 0.3)
 
@@ -166,6 +167,20 @@ def test_single_scale_alone_runs_once():
 ])  # fmt: skip
 def test_windows_cover_the_image_and_stay_inside(size, window, stride, expected):
     assert starts(size, window, stride) == expected
+
+
+@torch.inference_mode()
+def test_of_windows_above_only_what_overlaps_is_held():
+    model, (image, _) = Toy(6, 4, False), picture(288, 150)
+    network = Network(model, PADDING)
+    sliding = Sliding(network, Scaled.of(network, image, None, (288, 150)), (64, 64), (56, 56))
+    held = []
+    for start in range(0, 288, 4):
+        sliding.rows(start, start + 4)
+        held.append(sum(logits.logits_KHW.untyped_storage().nbytes() for _, row in sliding.open for _, logits in row))
+    a_row = 3 * 6 * 16 * 16 * 8
+    assert held[0] == held[-1] == a_row
+    assert a_row < max(held) <= 1.25 * a_row
 
 
 MEMORY = """

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,10 @@ from PIL import Image
 from pipeline import inference, predictor, prepared, store
 from pipeline.errors import UserError
 from pipeline.predictor import Predictor
+from pipeline.schema import Part
 from pipeline.superpixels import label_map
 
 CLASSES = 9
-
-
-@pytest.fixture(scope="module")
-def trained(prepared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with both methods trained for four steps, and evaluated."""
-    import shutil
-
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copytree(prepared_project, folder, dirs_exist_ok=True)
-    project = Project(folder)
-    project.params["train"]["iterations"] = 4
-    for name in ("fcn", "ecrf"):
-        assert project.stage("train", name) == 0
-        assert project.stage("evaluate", name) == 0
-    return folder
 
 
 @pytest.fixture
@@ -95,10 +82,34 @@ def test_three_lines_of_python(project: Path) -> None:
     assert ids_HW.dtype == np.uint8
     assert ids_HW.max() < len(made.classes) == CLASSES
     np.testing.assert_array_equal(made(Image.open(file)), ids_HW)
+    with pytest.raises(UserError, match="mode I;16 would lose its shades"):
+        made(Image.fromarray(np.zeros((40, 40), np.uint16)))
     np.testing.assert_array_equal(Predictor.load("runs/ecrf/weights/seed-0.pt", seed=7)(file), ids_HW)
 
 
-@pytest.mark.parametrize("options", [[], ["--scales", "0.5", "1"], ["--window", "32", "40"]], ids=["one", "several", "windows"])
+def test_a_run_by_its_folder_from_elsewhere(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = next(iter(images().values())).absolute()
+    here = Predictor.load("fcn")
+    monkeypatch.chdir(tmp_path)
+    there = Predictor.load(project / "runs/fcn")
+    np.testing.assert_array_equal(there(file), here(file))
+    assert there.palette == here.palette
+    with pytest.raises(UserError, match="run fcn has no weights in runs/fcn/weights"):
+        Predictor.load("fcn")
+
+
+def test_learned_positions_fix_the_window(project: Path) -> None:
+    """A ConvCRF that learned them takes windows of one size alone, whatever the image."""
+    trained = predictor.read_weights(Path("runs/fcn/weights/seed-0.pt")).config
+    learned = replace(trained, crf=Part(name="conv", options={"position": [32, 48]}))
+    assert predictor.fixed_window(trained, None) is None
+    assert predictor.fixed_window(trained, (20, 30)) == (20, 30)
+    assert predictor.fixed_window(learned, None) == predictor.fixed_window(learned, (32, 48)) == (32, 48)
+    with pytest.raises(UserError, match="run fcn has learned its crf's position for windows of 32 x 48 alone"):
+        predictor.fixed_window(learned, (20, 30))
+
+
+@pytest.mark.parametrize("options", [[], ["--scales", "0.5", "1", "1"], ["--window", "32", "40"]], ids=["one", "several", "windows"])
 def test_probabilities_are_written_and_agree_with_the_labels(options: list[str], predict: Callable[..., int], tmp_path: Path) -> None:
     file = next(iter(images().values()))
     assert predict("--run", "fcn", "--out", tmp_path, file, "--probabilities", *options) == 0
@@ -126,6 +137,9 @@ def test_a_large_image_goes_by_windows_and_its_superpixels_by_blocks(project: Pa
     monkeypatch.setattr(predictor, "BLOCK", 400)
     assert made.superpixels is not None
     labels_HW = predictor.superpixels_of(picture, made.superpixels)
+    with monkeypatch.context() as whole:  # as the stage makes them, where the network takes the image at once
+        whole.setattr(predictor, "WHOLE", 900 * 70)
+        np.testing.assert_array_equal(predictor.superpixels_of(picture, made.superpixels), label_map(np.asarray(picture), made.superpixels))
     first = label_map(np.asarray(picture)[:, :300], made.superpixels)
     np.testing.assert_array_equal(labels_HW[:, :300], first)
     assert labels_HW[:, 300:].min() == first.max() + 1
@@ -179,6 +193,68 @@ def test_every_kind_of_file_gives_its_upright_pixels(predict: Callable[..., int]
         np.testing.assert_array_equal(read(tmp_path / f"out/{Path(name).stem}.labels.png"), made(image.convert("RGB")))
 
 
+def test_photographs_are_turned_upright(project: Path, tmp_path: Path) -> None:
+    """EXIF's eight orientations: which side of the scene the stored first row and first column are."""
+    scene = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
+    stored = {
+        1: scene, 2: scene[:, ::-1], 3: scene[::-1, ::-1], 4: scene[::-1],
+        5: scene.swapaxes(0, 1), 6: np.rot90(scene), 7: np.rot90(scene.swapaxes(0, 1), 2), 8: np.rot90(scene, -1),
+    }  # fmt: skip
+    for number, pixels in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = number
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "x.png", exif=exif)
+        np.testing.assert_array_equal(np.asarray(Predictor.image(tmp_path / "x.png")), scene)
+
+
+def test_an_overlay_has_no_profile_of_other_colours(predict: Callable[..., int], tmp_path: Path) -> None:
+    Image.new("CMYK", (40, 40), (0, 90, 90, 0)).save(tmp_path / "inks.jpg", icc_profile=b"a profile of inks")
+    assert predict("--run", "fcn", "--out", tmp_path / "out", tmp_path / "inks.jpg") == 0
+    with Image.open(tmp_path / "out/inks.overlay.png") as overlay:
+        assert overlay.mode == "RGB"
+        assert "icc_profile" not in overlay.info
+
+
+def test_images_beyond_pillows_limit_open_from_python_too(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (40, 50)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert Predictor.load("fcn")(tmp_path / "x.png").shape == (50, 40)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_predictions_never_take_the_place_of_images(predict: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In the images' own folder, run twice; and in a folder below it, where the first run's predictions are no images."""
+    (folder := tmp_path / "mine").mkdir()
+    Image.new("RGB", (40, 40)).save(folder / "a.png")
+    assert predict("--run", "fcn", "--out", folder, folder) == 0
+    before = (folder / "a.labels.png").read_bytes()
+    assert predict("--run", "fcn", "--out", f"{folder}/../mine", folder) == 2
+    assert "legend.png is one of the images, and a prediction would take its place" in capfd.readouterr().err
+    (folder / "legend.png").unlink()
+    assert predict("--run", "ecrf", "--out", folder, folder) == 2
+    assert "a.labels.png is one of the images" in capfd.readouterr().err
+    assert (folder / "a.labels.png").read_bytes() == before
+    for path in folder.glob("a.*.png"):
+        path.unlink()
+    for _ in range(2):
+        assert predict("--run", "fcn", "--out", folder / "seen", folder) == 0
+        assert "1 of 1 images predicted" in capfd.readouterr().out
+    assert sorted(path.name for path in (folder / "seen").iterdir()) == ["a.labels.png", "a.overlay.png", "legend.png"]
+
+
+def test_memory_that_does_not_suffice_is_one_line(
+    predict: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(Predictor, "__call__", full)
+    file = next(iter(images().values()))
+    assert predict("--run", "fcn", "--out", tmp_path / "out", file) == 2
+    line = capfd.readouterr().err.strip().splitlines()[-1]
+    assert line == f"error: {file}: out of GPU memory: take smaller windows (--window 512 512), fewer --scales or --device cpu"
+
+
 def test_truncated_and_lying_files_are_skipped(predict: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A folder that a pattern matches is looked into; the good image in it is predicted all the same."""
     from odd_files import claiming
@@ -221,6 +297,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     (tmp_path / "file").write_text("in the way")
     assert predict("--run", "fcn", "--out", tmp_path / "file/out", next(iter(images().values()))) == 2
     assert capfd.readouterr().err.strip().splitlines()[-1].startswith(f"error: cannot write {tmp_path / 'file/out/legend.png'}: ")
+    assert predict("--run", "fcn", "--out", tmp_path / "file", next(iter(images().values()))) == 2
+    assert capfd.readouterr().err.strip() == f"error: --out {tmp_path / 'file'} is a file: name a folder"
 
 
 def test_a_run_that_is_not_finished_or_of_another_dataset(
@@ -303,6 +381,17 @@ def test_names_that_meet_keep_their_suffix(predict: Callable[..., int], tmp_path
     assert sorted(path.name for path in (tmp_path / "out").glob("*.labels.png")) == ["a.jpg.labels.png", "a.png.labels.png", "b.labels.png"]
 
 
+def test_two_files_of_one_name_are_both_named(predict: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for camera in ("left", "right"):
+        (tmp_path / camera).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / camera / "a.png")
+    assert predict("--run", "fcn", "--out", tmp_path / "out", str(tmp_path / "*t")) == 2
+    both = f"{tmp_path}/left/a.png and {tmp_path}/right/a.png would both be called a.png"
+    assert both in capfd.readouterr().err
+    assert predict("--run", "fcn", "--out", tmp_path / "out", tmp_path) == 0
+    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("*.labels.png")) == ["left", "right"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -311,7 +400,12 @@ def test_names_that_meet_keep_their_suffix(predict: Callable[..., int], tmp_path
         (["--run", "nowhere.pt", "."], "nowhere.pt does not exist"),
         (["--run", "fcn", "no-such-file.png"], "no-such-file.png: there is no such file, folder or pattern's match"),
         (["--run", "fcn", "results/fcn.json", "--device", "cuda:9"], "device cuda:9 cannot be used"),
+        (
+            ["--run", "fcn", "results/fcn.json", "--device", "gpu"],
+            "device gpu is unknown: cpu, cuda, or one of several GPUs, such as cuda:1",
+        ),
         (["--run", "fcn", "results", "--scales", "0"], "must be positive"),
+        (["--run", "fcn", "results", "--scales", "1", "nan"], "must be positive"),
         (["--run", "fcn", "data/superpixels"], "no images in data/superpixels"),
     ],
 )

@@ -15,12 +15,13 @@ from models.layers import Output, resize
 from models.segmenter import Segmenter
 from pipeline.checkpoint import read_weights
 from pipeline.errors import UserError
-from pipeline.inference import Network, Scaled, in_unit_range, scaled_size
+from pipeline.inference import scaled_size
 from pipeline.metrics import VOID
 from pipeline.prepared import Pair, Prepared, open_image, open_label
 from pipeline.restored import check_belongs, restored
 from pipeline.schema import Config
 from pipeline.superpixels import SuperpixelMaps, read_set
+from pipeline.windows import Network, Scaled, in_unit_range
 
 COARSE = 256  # pixels of the shorter side at which objects are looked for
 
