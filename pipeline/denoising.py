@@ -1,8 +1,13 @@
 """ConvCRF's synthetic task: labels with noise are the unary, and CRFs are to find the labels again, guided by the image.
 
-Teichmann and Cipolla: Convolutional CRFs for Semantic Segmentation (BMVC 2019), section 5.1, Fig. 1 and Table 1. Labels are brought to an
-eighth of their size, there some are exchanged for another class, and the result is enlarged: errors of blocks, as of coarse predictions.
-The paper says neither how many labels are exchanged nor how sure the unary is; a tenth gives its unary's accuracy on VOC (86.6 %).
+Teichmann and Cipolla: Convolutional CRFs for Semantic Segmentation (BMVC 2019), section 5.1, Fig. 1 and Table 1. Labels L (a map of 0 and 1
+for each class) are brought to an eighth of their size, there a share of them is exchanged, and the result is enlarged again. The paper
+does not say how; its released code (utils/synthetic.py) resizes everything bilinearly, with N a random class of each small pixel:
+
+    p = m L + (1 - m) N        m: 0 where a small pixel is exchanged (a fifth of them), else 1
+
+The released benchmark then gives ConvCRF p for logits, and FullCRF log p, from which a class of p = 0 never comes back. Here all have the
+same unary, U = log(c p + (1 - c) (1 - p) / (K - 1)), of confidence c.
 
 FullCRF and ConvCRFs have the same constants, those of the paper, and the same update, scores = U + M with both kernels normalised
 (D^-1/2 K D^-1/2): they differ in the window and in the blur alone, and FullCRF's lattice is an approximation. Trained ones have learned
@@ -21,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from models.crf.conv import Conv, conv_crf
+from models.layers import resize
 from pipeline.dense_crf import PRESETS, dense_crf
 from pipeline.metrics import VOID, confusion_matrix, scores
 from pipeline.prepared import Pair, open_image, open_label
@@ -35,46 +41,52 @@ Method = Callable[[Tensor, NDArray[np.uint8]], NDArray[np.uint8]]  # (logits_KHW
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """factor: how much smaller labels are where they are exchanged; flip: the share that is; confidence: the unary's probability."""
+    """factor: how much smaller labels are where they are exchanged; flip: the share that is; confidence: of a class that is sure."""
 
     factor: int = 8
-    flip: float = 0.1
+    flip: float = 0.2
     confidence: float = 0.7
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image (H, W, 3), its labels and the noisy ones (H, W)."""
+    """One image (H, W, 3), its labels (H, W), and the noisy ones as probabilities."""
 
     name: str
     image_HW3: NDArray[np.uint8]
     labels_HW: NDArray[np.uint8]
-    noisy_HW: NDArray[np.uint8]
+    noisy_KHW: Tensor
 
 
-def noisy(labels_HW: NDArray[np.uint8], classes: int, noise: Noise, random: np.random.Generator) -> NDArray[np.uint8]:
-    """The labels of blocks of factor x factor pixels (of their middle), a share of them exchanged for another class; void for any."""
-    factor, (H, W) = noise.factor, labels_HW.shape
-    small_hw = labels_HW[np.ix_(*(np.minimum(np.arange(-(-side // factor)) * factor + factor // 2, side - 1) for side in (H, W)))]
-    small_hw = np.where(small_hw < classes, small_hw, random.integers(0, classes, small_hw.shape))
-    others_hw = (small_hw + random.integers(1, max(classes, 2), small_hw.shape)) % classes
-    mixed_hw = np.where(random.random(small_hw.shape) < noise.flip, others_hw, small_hw)
-    return mixed_hw.repeat(factor, 0).repeat(factor, 1)[:H, :W].astype(np.uint8)
+def noisy(labels_HW: NDArray[np.uint8], classes: int, noise: Noise, random: np.random.Generator) -> Tensor:
+    """The p of the module's text, KHW; where all that is resized is void, a random class."""
+    H, W = labels_HW.shape
+    size = max(1, H // noise.factor), max(1, W // noise.factor)
+    small_1Khw = resize(one_hot(labels_HW, classes)[None], size)
+    known_11hw = small_1Khw.sum(1, keepdim=True)
+    small_1Khw = torch.where(known_11hw > 0, small_1Khw / known_11hw.clamp(min=1e-6), one_hot(random.integers(0, classes, size), classes))
+    others_1Khw = one_hot(random.integers(0, classes, size), classes)[None]
+    kept_11hw = torch.from_numpy(random.random(size) >= noise.flip).float()[None, None]
+    labels_1KHW, others_1KHW, kept_11HW = (resize(small, (H, W)) for small in (small_1Khw, others_1Khw, kept_11hw))
+    return (kept_11HW * labels_1KHW + (1 - kept_11HW) * others_1KHW)[0]
 
 
-def unary(noisy_HW: NDArray[np.uint8], classes: int, confidence: float) -> Tensor:
-    """Log-probabilities KHW: `confidence` for the noisy label, the rest shared by the other classes."""
-    ids_HW = torch.from_numpy(noisy_HW.astype(np.int64))
-    own_KHW = torch.nn.functional.one_hot(ids_HW, classes).movedim(-1, 0).float()
-    return (own_KHW * confidence + (1 - own_KHW) * (1 - confidence) / max(classes - 1, 1)).log()
+def one_hot(ids_HW: NDArray[Any], classes: int) -> Tensor:
+    """1 at each pixel's class, else 0; void has none: KHW."""
+    return (torch.from_numpy(ids_HW.astype(np.int64)) == torch.arange(classes)[:, None, None]).float()
+
+
+def unary(noisy_KHW: Tensor, confidence: float) -> Tensor:
+    """U of the module's text: log-probabilities KHW."""
+    return (noisy_KHW * confidence + (1 - noisy_KHW) * (1 - confidence) / max(len(noisy_KHW) - 1, 1)).log()
 
 
 def cases(pairs: Sequence[Pair], classes: int, noise: Noise, seed: int) -> Iterator[Case]:
     """The pairs with their noise, which depends on the seed and on the image's place among them."""
     for number, pair in enumerate(pairs):
         labels_HW = open_label(pair)
-        mixed_HW = noisy(labels_HW, classes, noise, np.random.default_rng((seed, number)))
-        yield Case(pair.name, np.asarray(open_image(pair)), labels_HW, mixed_HW)
+        noisy_KHW = noisy(labels_HW, classes, noise, np.random.default_rng((seed, number)))
+        yield Case(pair.name, np.asarray(open_image(pair)), labels_HW, noisy_KHW)
 
 
 def windowed(logits_KHW: Tensor, image_HW3: NDArray[np.uint8], filter_size: int, blur: int = 4) -> Tensor:
@@ -132,16 +144,15 @@ def module(classes: int, *, compatibility: bool) -> Conv:
 
 
 def trained(crf: Conv, pairs: Sequence[Pair], classes: int, noise: Noise, steps: Iterator[int], seed: int) -> Method:
-    """Fit the crf by Adam on `BATCH` images a step, each with its own noise and cut to the smallest of the batch; what then uses it."""
+    """Fit the crf by Adam on `BATCH` images a step, each with its own noise; what then uses it."""
     optimizer = torch.optim.Adam(crf.field.parameters(), lr=RATE)
     for step in steps:
         random = np.random.default_rng((seed, step))
         chosen = [pairs[index] for index in random.integers(0, len(pairs), BATCH)]
         optimizer.zero_grad()
         for case in cases(chosen, classes, noise, int(random.integers(2**31))):
-            loss = cross_entropy(
-                through(crf, case, classes, noise), torch.from_numpy(case.labels_HW.astype(np.int64))[None], ignore_index=VOID
-            )
+            labels_1HW = torch.from_numpy(case.labels_HW.astype(np.int64))[None]
+            loss = cross_entropy(through(crf, case, noise), labels_1HW, ignore_index=VOID)
             (loss / BATCH).backward()
         optimizer.step()
     crf.eval()
@@ -152,9 +163,9 @@ def trained(crf: Conv, pairs: Sequence[Pair], classes: int, noise: Noise, steps:
     return method
 
 
-def through(crf: Conv, case: Case, classes: int, noise: Noise) -> Tensor:
+def through(crf: Conv, case: Case, noise: Noise) -> Tensor:
     """The crf's scores 1KHW of a case."""
-    return crf(unary(case.noisy_HW, classes, noise.confidence)[None], pixels(case.image_HW3) / 255, None)[0]
+    return crf(unary(case.noisy_KHW, noise.confidence)[None], pixels(case.image_HW3) / 255, None)[0]
 
 
 def learned(crf: Conv) -> dict[str, float]:
@@ -185,7 +196,7 @@ def compare(
     rows = {name: Row(np.zeros((len(classes), len(classes)), np.int64)) for name in methods}
     kept = []
     for number, case in enumerate(found):
-        logits_KHW = unary(case.noisy_HW, len(classes), noise.confidence)
+        logits_KHW = unary(case.noisy_KHW, noise.confidence)
         made = {}
         for name, method in methods.items():
             began = time.perf_counter()

@@ -29,8 +29,10 @@ DRAWN = ("unary", "FullCRF", "Conv5", "Conv11", "Conv11, trained")
 def main() -> None:
     """The command."""
     options = arguments()
-    if options.factor < 1 or not 0 <= options.flip <= 1 or not 0 < options.confidence < 1 or min(options.images, options.steps) < 0:
-        raise UserError("--factor must be at least 1, --flip in [0, 1], --confidence between 0 and 1, --images and --steps not negative")
+    counts = (options.images, options.steps, options.seed)
+    if options.factor < 1 or not 0 <= options.flip <= 1 or not 0 < options.confidence < 1 or min(counts) < 0:
+        wanted = "--factor must be at least 1, --flip in [0, 1], --confidence between 0 and 1"
+        raise UserError(f"{wanted}, --images, --steps and --seed not negative")
     params = config.load()
 
     from pipeline import denoising
@@ -48,8 +50,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="uv run python -m stages.denoise", description="ConvCRF's synthetic denoising task.")
     parser.add_argument("--images", type=int, default=40, help="of the split, evenly spread; 0: all (default 40)")
     parser.add_argument("--factor", type=int, default=8, help="labels are exchanged at 1 / factor of their size (default 8)")
-    parser.add_argument("--flip", type=float, default=0.1, help="the share of labels that is exchanged (default 0.1)")
-    parser.add_argument("--confidence", type=float, default=0.7, help="the unary's probability of its label (default 0.7)")
+    parser.add_argument("--flip", type=float, default=0.2, help="the share of labels that is exchanged (default 0.2)")
+    parser.add_argument("--confidence", type=float, default=0.7, help="the unary's probability of a sure label (default 0.7)")
     parser.add_argument("--steps", type=int, default=60, help="of training the trained CRFs; 0: leave them out (default 60)")
     parser.add_argument("--exact", action="store_true", help="FullCRF without its lattice too: slow, memory grows with the pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
@@ -66,7 +68,7 @@ def experiment(params: Params, noise: "Noise", options: argparse.Namespace) -> d
     from pipeline.figures.material import spread
     from pipeline.pictures import safe_name
 
-    manifest = prepared.read()
+    manifest = choose.dataset(params)
     classes, split = manifest.classes, choose.split_of(params)
     pairs = prepared.pairs(manifest, split)
     pairs = [pairs[index] for index in spread(len(pairs), options.images or len(pairs))]
@@ -82,6 +84,8 @@ def experiment(params: Params, noise: "Noise", options: argparse.Namespace) -> d
             numbers[name] = denoising.learned(crf)
     found = iter(track(denoising.cases(pairs, len(classes), noise, options.seed), len(pairs), f"denoise {split}", unit="images"))
     results, kept = denoising.compare(methods, found, classes, noise, keep=2)
+    if results["unary"]["miou"] is None:
+        raise UserError(f"split {split} of {manifest.dataset} has no labels in the {len(pairs)} images that were taken")
     for case, made in kept:
         with canvas.style():
             drawn = {name: made[name] for name in DRAWN if name in made}

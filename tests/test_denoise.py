@@ -1,6 +1,7 @@
 """ConvCRF's synthetic task: the noise is what is said of it, and the CRFs that are compared are the same but for their windows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,51 +9,64 @@ import pytest
 import torch
 from conftest import Project
 from PIL import Image
+from scipy import ndimage
+from stored import put_pair, textured
 
-from pipeline import denoising
+from pipeline import denoising, prepared
 from pipeline.denoising import Noise
 
 
-def test_noise_exchanges_the_wanted_share_of_blocks_for_other_classes() -> None:
-    labels_HW = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 4, (60, 80)), 5, 0), 5, 1).astype(np.uint8)
-    mixed_HW = denoising.noisy(labels_HW, 4, Noise(factor=5, flip=0.3), np.random.default_rng(1))
-    blocks = mixed_HW.reshape(60, 5, 80, 5)
-    assert (blocks == blocks[:, :1, :, :1]).all()
-    changed = (mixed_HW != labels_HW).mean()
-    assert changed == pytest.approx(0.3, abs=0.03)
-    assert mixed_HW.max() < 4
-    found = np.bincount(mixed_HW[(labels_HW == 2) & (mixed_HW != 2)], minlength=4)
-    assert found[2] == 0
-    assert found[[0, 1, 3]].min() > 0.25 * found.sum()  # any other class, about as often
-    assert (denoising.noisy(labels_HW, 4, Noise(factor=5, flip=0), np.random.default_rng(1)) == labels_HW).all()
+def test_without_exchange_labels_are_made_small_and_large_again() -> None:
+    """Bilinearly, by SciPy: a small pixel is the mean of the four in the middle of its block."""
+    labels_HW = np.random.default_rng(0).integers(0, 3, (32, 48)).astype(np.uint8)
+    noisy_KHW = denoising.noisy(labels_HW, 3, Noise(factor=8, flip=0), np.random.default_rng(0))
+    rows, columns = np.meshgrid((np.arange(32) + 0.5) / 8 - 0.5, (np.arange(48) + 0.5) / 8 - 0.5, indexing="ij")
+    for class_ in range(3):
+        own_HW = (labels_HW == class_).astype(float)
+        small_hw = sum(own_HW[row::8, column::8] for row in (3, 4) for column in (3, 4)) / 4
+        wanted_HW = ndimage.map_coordinates(small_hw, [rows, columns], order=1, mode="nearest")
+        np.testing.assert_allclose(noisy_KHW[class_], wanted_HW, atol=1e-6)
+
+
+def test_noise_exchanges_the_wanted_share_for_any_class() -> None:
+    labels_HW = np.full((400, 400), 2, np.uint8)
+    noisy_KHW = denoising.noisy(labels_HW, 4, Noise(factor=5, flip=0.4), np.random.default_rng(1))
+    np.testing.assert_allclose(noisy_KHW.sum(0), 1, atol=1e-6)
+    middles_Khw = noisy_KHW[:, 2::5, 2::5].numpy()  # each a small pixel's own value
+    assert set(np.unique(middles_Khw.round(6))) == {0, 1}
+    shares_K = middles_Khw.mean((1, 2))
+    np.testing.assert_allclose(shares_K, [0.1, 0.1, 0.7, 0.1], atol=0.02)  # what is exchanged may be its own class again
+    between_HW = noisy_KHW[:, 2:-2, 2:-2].amax(0)
+    assert ((between_HW > 0.01) & (between_HW < 0.99)).any()
+    again_KHW = denoising.noisy(labels_HW, 4, Noise(factor=5, flip=0.4), np.random.default_rng(1))
+    assert torch.equal(noisy_KHW, again_KHW)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (8, 16), (3, 40)])
 def test_noise_takes_any_size_and_gives_void_a_class(size: tuple[int, int]) -> None:
-    mixed_HW = denoising.noisy(np.full(size, 255, np.uint8), 3, Noise(), np.random.default_rng(0))
-    assert mixed_HW.shape == size
-    assert mixed_HW.max() < 3
+    noisy_KHW = denoising.noisy(np.full(size, 255, np.uint8), 3, Noise(), np.random.default_rng(0))
+    assert noisy_KHW.shape == (3, *size)
+    np.testing.assert_allclose(noisy_KHW.sum(0), 1, atol=1e-6)
 
 
-def test_blocks_are_the_labels_of_their_middles() -> None:
-    labels_HW = np.zeros((16, 16), np.uint8)
-    labels_HW[4, 12] = 1
-    mixed_HW = denoising.noisy(labels_HW, 2, Noise(factor=8, flip=0), np.random.default_rng(0))
-    assert mixed_HW[:8, 8:].all()
-    assert mixed_HW.sum() == 64
+def test_void_beside_a_class_leaves_it_as_sure_as_it_is() -> None:
+    labels_HW = np.full((16, 16), 255, np.uint8)
+    labels_HW[:, 3::8] = 1  # half of what a small pixel is made of
+    noisy_KHW = denoising.noisy(labels_HW, 3, Noise(factor=8, flip=0), np.random.default_rng(0))
+    np.testing.assert_allclose(noisy_KHW[1], 1)
 
 
 def test_the_unary_has_its_confidence() -> None:
-    probabilities_KHW = denoising.unary(np.array([[0, 2]], np.uint8), 3, 0.7).exp()
+    probabilities_KHW = denoising.unary(torch.tensor([[[1.0, 0.5]], [[0.0, 0.5]], [[0.0, 0.0]]]), 0.7).exp()
     np.testing.assert_allclose(probabilities_KHW[:, 0, 0], [0.7, 0.15, 0.15], rtol=1e-6)
-    np.testing.assert_allclose(probabilities_KHW[:, 0, 1], [0.15, 0.15, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(probabilities_KHW[:, 0, 1], [0.425, 0.425, 0.15], rtol=1e-6)
 
 
 def test_a_window_as_large_as_the_image_is_the_dense_crf_without_approximation() -> None:
     """Mean field in float64, pixel by pixel: scores = U + M, both kernels normalised, of the constants of FullCRF."""
     random = np.random.default_rng(0)
     image_HW3, (H, W), K = random.integers(0, 60, (5, 6, 3)).astype(np.uint8), (5, 6), 3
-    logits_KHW = denoising.unary(random.integers(0, K, (H, W)).astype(np.uint8), K, 0.6)
+    logits_KHW = denoising.unary(denoising.one_hot(random.integers(0, K, (H, W)), K), 0.6)
     places = np.stack(np.mgrid[:H, :W], -1).reshape(-1, 2).astype(float)
     colours = image_HW3.reshape(-1, 3).astype(float)
 
@@ -74,7 +88,7 @@ def test_a_window_as_large_as_the_image_is_the_dense_crf_without_approximation()
 def test_a_crf_that_has_not_been_trained_is_conv11() -> None:
     random = np.random.default_rng(1)
     image_HW3 = random.integers(0, 255, (24, 32, 3)).astype(np.uint8)
-    logits_KHW = denoising.unary(random.integers(0, 4, (24, 32)).astype(np.uint8), 4, 0.7)
+    logits_KHW = denoising.unary(denoising.one_hot(random.integers(0, 4, (24, 32)), 4), 0.7)
     crf = denoising.module(4, compatibility=False).eval()
     with torch.no_grad():
         found = crf(logits_KHW[None], denoising.pixels(image_HW3) / 255, None)[0][0]
@@ -104,9 +118,20 @@ def test_the_command_compares_trains_and_draws(project: Project, capsys: pytest.
     assert again["Conv7"]["miou"] == first  # the noise is the seed's
 
 
-@pytest.mark.parametrize("wrong", [("--flip", "2"), ("--factor", "0"), ("--confidence", "1"), ("--images", "-1")])
+@pytest.mark.parametrize("wrong", [("--flip", "2"), ("--factor", "0"), ("--confidence", "1"), ("--images", "-1"), ("--seed", "-1")])
 def test_numbers_out_of_range_are_one_line(wrong: tuple[str, str], project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.stage("denoise", *wrong) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: --factor must be at least 1")
     assert line.count("\n") == 1
+
+
+def test_images_without_labels_and_other_data_are_one_line(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = prepared.read()
+    blank = put_pair("blank", textured(0, 48, 64), np.full((48, 64), 255, np.uint8))
+    prepared.write(replace(manifest, splits={**manifest.splits, "val": (blank,)}))
+    assert project.stage("denoise", "--images", "1", "--steps", "0") == 2
+    assert "split val of scenes has no labels in the 1 images that were taken" in capsys.readouterr().err
+    prepared.write(replace(manifest, dataset="camvid"))
+    assert project.stage("denoise") == 2
+    assert "data/prepared.json is of camvid, but params.yaml says scenes" in capsys.readouterr().err

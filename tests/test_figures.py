@@ -19,6 +19,7 @@ import yaml
 from conftest import TINY, Project
 from PIL import Image
 from scipy import ndimage
+from stored import put_pair, textured
 
 from models.crf.embedded import MessagePassing
 from models.heads.decoupled import BodyEdge
@@ -309,6 +310,8 @@ def test_the_telling_pixel_is_the_midst_of_a_small_object() -> None:
     labels[30:32, 5:7] = 2  # a speck
     labels[:, 50:] = 255
     assert material.telling_pixel(labels) == (14, 24)
+    labels[:8, :8] = 3  # smaller, but cut off by the image's border
+    assert material.telling_pixel(labels) == (14, 24)
     assert material.telling_pixel(np.full((4, 6), 255, np.uint8)) == (2, 3)
     row, column = material.telling_pixel(np.eye(6, dtype=np.uint8))
     assert 0 <= row < 6
@@ -341,6 +344,43 @@ def test_names_are_shown_as_they_are_and_short() -> None:
         panels.matrix(sheet, sheet.panels[0][0], np.eye(7), HOSTILE, "$\\frac", limits=(0, 1), label="$")
         canvas.legend(sheet, HOSTILE, [(0, 0, 0)] * 7, [np.arange(7, dtype=np.uint8)[None]])
         sheet.figure.canvas.draw()
+
+
+def test_a_title_is_no_wider_than_its_panel() -> None:
+    with canvas.style():
+        sheet = canvas.sheet(1, 3, ("Title", "line"))
+        for panel, text in zip(sheet.panels[0], ("short", "of a middling length, as a class's name", "very long " * 12), strict=True):
+            canvas.heading(panel, text)
+        sheet.figure.canvas.draw()
+        titles = [panel.title for panel in sheet.panels[0]]
+        room = sheet.panels[0][0].get_window_extent().width
+        assert all(title.get_window_extent().width <= 1.02 * room for title in titles)
+    assert [title.get_text()[-1] for title in titles] == ["t", "e", "…"]
+    assert [title.get_fontsize() for title in titles] == [8, pytest.approx(7, abs=1), 6]
+
+
+def test_a_large_image_keeps_its_place_and_is_drawn_with_what_can_be_seen(tmp_path: Path) -> None:
+    """Its outline lies where its regions meet, and stripes of one pixel become grey instead of a pattern."""
+    image_HW3 = np.zeros((1200, 2400, 3), np.uint8)
+    image_HW3[:, ::2] = 200
+    regions_HW = np.zeros((1200, 2400), np.uint8)
+    regions_HW[:, 1200:] = 1
+    with canvas.style():
+        sheet = canvas.sheet(1, 1, ("Title", "line"), shape=0.5)
+        panel = sheet.panels[0][0]
+        panels.photograph(panel, image_HW3, "image")
+        panels.mark(panel, (600, 1800))
+        canvas.outline(panel, regions_HW)
+        assert panel.images[0].get_extent() == [0, 2400, 1200, 0]
+        assert max(panel.images[0].get_size()) == canvas.FINEST
+        line = panel.patches[0].get_path().vertices
+        assert set(line[:, 0]) == {1200}
+        assert line[:, 1].max() == 1200
+        canvas.save(sheet, tmp_path / "large")
+    with Image.open(tmp_path / "large.png") as image:
+        values = np.asarray(image.convert("L"))[220:320, 30:180].astype(int)
+    assert np.ptp(values) < 12
+    assert values.mean() == pytest.approx(100, abs=6)
 
 
 def test_150_names_do_not_overlap_and_the_picture_stays_of_a_usable_size(tmp_path: Path) -> None:
@@ -390,11 +430,13 @@ def test_all_figures_are_made_listed_and_made_alike_again(there: Project, capsys
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "flow-gone-image.png").write_bytes(b"stale")
     (folder / "own.txt").write_text("not ours")
+    (folder / "flows.png").write_bytes(b"not ours")
     there.params["methods"] = {name: there.params["methods"][name] for name in ("deeplab", "ecrf")}
     assert there.stage("figures") == 0
     left = {path.name for path in folder.iterdir()}
-    assert left == {name for name in before if name.startswith(("class-weights", "messages"))} | {"index.md", "own.txt"}
-    assert all((folder / name).read_bytes() == before[name] for name in left - {"index.md", "own.txt"})
+    others = {"index.md", "own.txt", "flows.png"}
+    assert left == {name for name in before if name.startswith(("class-weights", "messages"))} | others
+    assert all((folder / name).read_bytes() == before[name] for name in left - others)
     said = capsys.readouterr().out
     assert "left out: flow: no run has head decoupled" in said
     assert "flow: no run has head decoupled" in (folder / "index.md").read_text()
@@ -480,6 +522,53 @@ def test_weights_of_another_method_by_that_name_are_refused(there: Project, caps
     shutil.copy("runs/deeplab/weights/seed-0.pt", "runs/joint_crf/weights/seed-0.pt")
     assert there.stage("figures", "--only", "compatibility", "--out", "scratch") == 2
     assert "was trained without crf mean_field" in capsys.readouterr().err
+    shutil.copy("runs/decoupled/weights/seed-0.pt", "runs/deeplab/weights/seed-0.pt")
+    assert there.stage("figures", "--only", "rates", "--out", "scratch") == 2
+    line = capsys.readouterr().err
+    assert "runs/deeplab/weights was trained as a method that figure rates cannot have for its baseline" in line
+    assert "run `uv run dvc repro train@deeplab`" in line
+
+
+def test_images_without_labels_are_refused_and_a_sample_of_one_class_leaves_out_what_it_cannot_show(
+    there: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there.params["methods"] = {name: there.params["methods"][name] for name in ("deeplab", "ecrf", "car")}
+    manifest = prepared.read()
+    blank, road = (put_pair(name, textured(0, 48, 64), np.full((48, 64), id_, np.uint8)) for name, id_ in (("blank", 255), ("road", 2)))
+    prepared.write(replace(manifest, splits={**manifest.splits, "val": (blank,)}))
+    assert there.stage("figures") == 2
+    assert "the chosen images of split val have no labels (blank): choose others" in capsys.readouterr().err
+    prepared.write(replace(manifest, splits={**manifest.splits, "val": (road,)}))
+    assert there.stage("figures", "--only", "class-weights", "dependencies", "--out", "scratch") == 0
+    assert "left out: class-weights-ecrf: no two classes touch in 1 images of val" in capsys.readouterr().out
+    assert [path.name for path in Path("scratch").glob("*.png")] == ["dependencies-car.png"]
+
+
+def test_odd_sizes_and_options_are_drawn_too(there: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a paper's figure does not have: no superpixels, other rates than the baseline's, +C, images of any size, void."""
+    methods = there.params["methods"]
+    methods["ecrf"]["crf"] = {"name": "embedded", "superpixel_weight": 0, "compatibility": "pair", "normalization": "absolute"}
+    methods["ecrf"]["superpixels"] = "none"
+    methods["ksac"]["head"]["shared"] = False
+    methods["conv_crf"]["crf"] |= {"compatibility": True, "stride": 2}
+    there.params["methods"] = {name: methods[name] for name in ("deeplab", "ecrf", "ksac", "conv_crf", "decoupled")}
+    for name in ("ecrf", "ksac", "conv_crf"):
+        save_weights(there, name)
+    manifest = prepared.read()
+    labels = [np.arange(height * width).reshape(height, width) * 4 // (height * width) for height, width in ((33, 90), (150, 31))]
+    labels[0][:, 40:60] = 255
+    pairs = tuple(put_pair(f"$_{{{n}}} <i>&", textured(n, *ids.shape), ids.astype(np.uint8)) for n, ids in enumerate(labels))
+    prepared.write(replace(manifest, splits={**manifest.splits, "val": pairs}))
+    there.params["figures"] = {"images": 2}
+    assert there.stage("figures") == 0
+    made = {path.stem for path in Path("figures").glob("*.svg")}
+    assert {"class-weights-ecrf", "compatibility-conv_crf"} < made
+    assert len(made) == 2 + 2 * len(("messages", "rates", "body-edge", "flow", "crfs"))
+    for path in Path("figures").glob("*.svg"):
+        ET.parse(path)
+    index = Path("figures/index.md").read_text()
+    assert "&lt;i&gt;" in index
+    assert "<i>" not in index
 
 
 def test_a_size_that_a_network_refuses_leaves_out_that_figure_alone(there: Project, capsys: pytest.CaptureFixture[str]) -> None:

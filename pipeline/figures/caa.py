@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.figures import canvas, panels
 from pipeline.figures.ecrf import name_at
+from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Seen, Shot, described, look
 from pipeline.metrics import VOID
 from pipeline.schema import Config
@@ -99,11 +100,12 @@ def attention(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     ]
     sheet = canvas.sheet(2, 5, ("Spatial and channel attention", described([run], shot)), shape=shot.shape, scales=(0, 1))
     upper, lower = sheet.panels
-    panels.picture(upper[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
+    panels.photograph(upper[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
     panels.segmentation(upper[1], shot.labels_HW, palette, "labels")
     weights_hw = attention_at(found.both, shot.at(found.both.outputs[ATTENTION].shape[-2:]))
-    panels.heat(sheet, lower[0], weights_hw, "spatial: what the pixel takes", size=shot.size)
-    panels.heat(sheet, lower[1], turned(found.both, parts(run)[1]), "channel: how far gates turn it", size=shot.size)
+    panels.heat(sheet, lower[0], weights_hw, "spatial: what the pixel takes", size=shot.size, label="share")
+    turn_hw = turned(found.both, parts(run)[1])
+    panels.heat(sheet, lower[1], turn_hw, "channel: how far gates turn it", size=shot.size, label="1 - cosine")
     for panel in (upper[0], lower[0]):
         panels.mark(panel, shot.pixel)
     for (title, seen), above, below in zip(predictions, upper[2:], lower[2:], strict=True):
@@ -111,3 +113,14 @@ def attention(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
         panels.errors(below, seen.prediction(), shot.labels_HW, VOID)
     canvas.legend(sheet, run.prepared.classes, palette, [shot.labels_HW, *(seen.prediction() for _, seen in predictions)])
     return sheet
+
+
+ATTENTIONS = Figure(
+    source="Huang et al., CAA (AAAI 2022); Huang, thesis (UTS 2022), Fig. 3.3",
+    caption="Above: what the trained network predicts with spatial attention alone (gates replaced by their mean), with channel "
+    "attention alone (each pixel attends to itself, gates as they are), and with both. Below: how much the marked pixel "
+    "takes from each other one, in all 1; how far the gates turn each pixel's representation (1 - cosine); the errors.",
+    fits=has_attention,
+    needs="head caa with gates",
+    of_image=attention,
+)

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import files
-from pipeline.pictures import coloured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +27,11 @@ Panel: TypeAlias = "Axes"
 SEQUENTIAL, DIVERGING, CYCLIC = "cividis", "PuOr", "twilight"
 BLUE, ORANGE, MARK = "#0072B2", "#D55E00", "#FF0080"
 PANEL, SCALE = 2.2, 0.62  # inches of a panel's width, and of a scale beside it
+FLATTEST, STEEPEST = 0.4, 1.6  # of a panel, height over width: flatter and steeper images leave some of it empty
 DPI, MOST = 200, 6000  # of a PNG; pixels of its longer side
 LONGEST = 24  # characters of a name
+TITLE, SMALL = 8.0, 6.0  # points of a panel's title, and of a long one
+FINEST = 1024  # pixels of a photograph's or outline's longer side: more are not seen, and make large files
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.titlepad": 4, "axes.linewidth": 0.6, "xtick.labelsize": 7,
     "ytick.labelsize": 7, "svg.hashsalt": "figures", "svg.fonttype": "path", "image.interpolation": "none", "text.parse_math": False,
@@ -68,12 +70,12 @@ def sheet(rows: int, columns: int, title: tuple[str, str], *, size: tuple[float,
           scales: Collection[int] = (), margins: Margins | None = None) -> Sheet:  # fmt: skip
     """A sheet of rows x columns panels under a title of two lines, what it shows and of what.
 
-    size: a panel's inches (width, height); by default of one width, `shape` times as high. scales: the columns that have a scale on
-    their right.
+    size: a panel's inches (width, height); by default of one width, `shape` times as high where an image is not very flat or steep.
+    scales: the columns that have a scale on their right.
     """
     from matplotlib.figure import Figure
 
-    about, (wide, high) = margins or Margins(), size or (PANEL, shape * PANEL)
+    about, (wide, high) = margins or Margins(), size or (PANEL, PANEL * min(max(shape, FLATTEST), STEEPEST))
     rights = [SCALE if column in scales else about.right for column in range(columns)]
     width = sum(rights) + columns * (about.left + wide)
     lines = textwrap.wrap(plain(title[1]), max(20, int(width * 14)), max_lines=3, placeholder=" …")
@@ -123,9 +125,14 @@ def named(names: Sequence[str]) -> list[str]:
     """Names of classes for axes and legends: cut where long, numbered where that makes two alike or the font has no sign."""
     texts = [plain(name) for name in names]
     texts = [text if text.strip("? ") else f"class {number}" for number, text in enumerate(texts)]
-    shown = [text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…" for text in texts]
+    shown = [short(text) for text in texts]
     count = Counter(shown)
     return [text if count[text] == 1 else f"{text[: LONGEST - 5]} #{number}" for number, text in enumerate(shown)]
+
+
+def short(text: str) -> str:
+    """A name, cut where it is long."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
 
 
 def _signs() -> frozenset[int]:
@@ -141,8 +148,15 @@ _known: list[frozenset[int]] = []
 
 
 def heading(panel: Panel, text: str) -> None:
-    """A panel's title."""
-    panel.set_title(plain(text), fontsize=8)
+    """A panel's title: as wide as the panel at most, smaller where it is long and cut where that is not enough."""
+    text = plain(text)
+    figure = panel.get_figure(root=True)
+    assert figure is not None
+    room = figure.get_figwidth() * panel.get_position(original=True).width
+    share = room / widest([text], TITLE)
+    if share < SMALL / TITLE:
+        text = text[: max(1, int(len(text) * share * TITLE / SMALL) - 1)].rstrip() + "…"
+    panel.set_title(text, fontsize=min(TITLE, max(SMALL, TITLE * share)))
 
 
 def bare(panel: Panel, title: str = "") -> None:
@@ -154,34 +168,43 @@ def bare(panel: Panel, title: str = "") -> None:
     heading(panel, title)
 
 
-def outline(panel: Panel, regions_HW: NDArray[Any], colour: str = "white", width: float = 0.5) -> None:
-    """Thin lines between the regions of a label map that has the image's size."""
+def note(panel: Panel, text: str) -> None:
+    """An empty panel that says why."""
+    bare(panel)
+    panel.text(0.5, 0.5, plain(text), ha="center", va="center", transform=panel.transAxes, fontsize=TITLE)
+
+
+def outline(panel: Panel, regions_HW: NDArray[Any], colour: str = "white", width: float = 0.5, around: str | None = None) -> None:
+    """Thin lines between the regions of a label map that has the image's size; around: the colour of their own borders."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Lines
+    from matplotlib.patheffects import Normal, withStroke
 
-    rows, columns = np.nonzero(regions_HW[:, 1:] != regions_HW[:, :-1])
-    upright = np.stack([np.stack([columns + 1, rows], 1), np.stack([columns + 1, rows + 1], 1)], 1)
-    rows, columns = np.nonzero(regions_HW[1:] != regions_HW[:-1])
-    level = np.stack([np.stack([columns, rows + 1], 1), np.stack([columns + 1, rows + 1], 1)], 1)
-    points = np.concatenate([upright, level]).reshape(-1, 2)  # one path of them all: thousands of lines are slow to write
+    step = -(-max(regions_HW.shape) // FINEST)
+    regions_HW = regions_HW[::step, ::step]
+    x, top, bottom = borders(regions_HW[:, 1:] != regions_HW[:, :-1])
+    y, left, right = borders((regions_HW[1:] != regions_HW[:-1]).T)
+    upright, level = np.stack([x, top, x, bottom], 1), np.stack([left, y, right, y], 1)
+    points = step * np.concatenate([upright, level]).reshape(-1, 2)  # one path of them all: thousands of lines are slow to write
     if len(points):
         path = Lines(points, np.tile([Lines.MOVETO, Lines.LINETO], len(points) // 2))
-        panel.add_patch(PathPatch(path, fill=False, edgecolor=colour, linewidth=width, capstyle="projecting"))
+        effects = [withStroke(linewidth=2.5 * width, foreground=around), Normal()] if around else None
+        panel.add_patch(PathPatch(path, fill=False, edgecolor=colour, linewidth=width, capstyle="projecting", path_effects=effects))
 
 
-def changes(sheet: Sheet, panel: Panel, before_HW: NDArray[np.uint8], after_HW: NDArray[np.uint8], labels_HW: NDArray[np.uint8], void: int,
-            title: str) -> None:  # fmt: skip
-    """What became right, what became wrong, and what is wrong in another way."""
+def borders(apart_HW: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+    """Where neighbours in a row are apart, as upright lines: the x of each, its top and its bottom."""
+    steps_WH = np.diff(np.pad(apart_HW.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
+    (x, top), (_, bottom) = np.nonzero(steps_WH == 1), np.nonzero(steps_WH == -1)
+    return x + 1, top, bottom
+
+
+def key(panel: Panel, names: Sequence[str], colours: Sequence[Sequence[int]]) -> None:
+    """What a few colours mean, in the panel's corner."""
     from matplotlib.patches import Patch
 
-    right_before, right_after = before_HW == labels_HW, after_HW == labels_HW
-    kinds_HW = np.select([before_HW == after_HW, right_after, right_before], [0, 1, 2], 3).astype(np.uint8)
-    colours = ((225, 225, 225), (0, 114, 178), (213, 94, 0), (120, 120, 120))
-    panel.imshow(coloured(np.where(labels_HW == void, void, kinds_HW).astype(np.uint8), colours))
-    bare(panel, title)
-    names = ("mended", "spoilt", "wrong still")
-    fields = [Patch(facecolor=shade(colour)) for colour in colours[1:]]
-    inside: dict[str, Any] = {"loc": "lower left", "ncols": 3, "framealpha": 0.85, "borderpad": 0.3, "borderaxespad": 0.2}
+    fields = [Patch(facecolor=shade(colour)) for colour in colours]
+    inside: dict[str, Any] = {"loc": "lower left", "ncols": len(names), "framealpha": 0.85, "borderpad": 0.3, "borderaxespad": 0.2}
     panel.legend(fields, names, **inside, fontsize=5.5, handlelength=0.9, handleheight=0.9, columnspacing=0.7, handletextpad=0.3)
 
 
@@ -201,7 +224,7 @@ def legend(sheet: Sheet, classes: Sequence[str], palette: Sequence[Sequence[int]
     labels = [names[id_] for id_ in found]
     room = sheet.figure.get_figwidth() / (0.42 + widest(labels, 7))
     columns = max(1, min(int(room), len(found)))
-    grow(sheet, 0.1 + 0.17 * -(-len(found) // columns))
+    grow(sheet, 0.14 + 0.154 * -(-len(found) // columns))
     place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0), "ncols": columns, "frameon": False, "borderaxespad": 0.1}
     sheet.figure.legend(fields, labels, **place, fontsize=7, handlelength=1.1, handleheight=1.1, columnspacing=1.2)
 
@@ -230,5 +253,9 @@ def save(made: Sheet, path: Path) -> None:
     dpi = min(DPI, MOST / max(made.figure.get_size_inches()))
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
+        for panel in made.figure.axes:
+            width = panel.get_position(original=True).width * made.figure.get_figwidth() * dpi
+            for image in panel.images:  # a PNG has no room for all pixels of a large one; an SVG keeps them
+                image.set_interpolation("antialiased" if kind == "png" and image.get_size()[1] > width else "none")
         made.figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else {"Software": None})
         files.write_bytes(path.with_name(f"{path.name}.{kind}"), buffer.getvalue())

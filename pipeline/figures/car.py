@@ -19,6 +19,7 @@ from models.layers import size_of
 from models.losses.car import labels_at
 from pipeline.figures import canvas, panels
 from pipeline.figures.ecrf import name_at
+from pipeline.figures.figure import Figure, is_plain
 from pipeline.figures.material import Run, Sample, Shot, described, look
 from pipeline.metrics import VOID
 from pipeline.schema import Config
@@ -43,12 +44,12 @@ def relations(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
         seen = look(one, shot, ["projection"])
         features_CHW = seen.outputs["projection"][0][0]
         if number == 0:
-            panels.picture(row[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
+            panels.photograph(row[0], shot.array(), f"image; the pixel is of {name_at(run, shot)}")
             panels.mark(row[0], shot.pixel)
         else:
             panels.segmentation(row[0], shot.labels_HW, run.prepared.palette, "labels")
         similar_hw = relation(features_CHW, shot.at(size_of(features_CHW)))
-        panels.heat(sheet, row[1], similar_hw, f"{one.config.name}: z · z of the pixel", size=shot.size)
+        panels.heat(sheet, row[1], similar_hw, f"{one.config.name}: z · z of the pixel", size=shot.size, label="dot product")
         panels.mark(row[1], shot.pixel)
         panels.segmentation(row[2], seen.prediction(), run.prepared.palette, f"{one.config.name}: prediction")
         panels.errors(row[3], seen.prediction(), shot.labels_HW, VOID)
@@ -62,7 +63,7 @@ def centres(run: Run, sample: Sample) -> tuple[Tensor, NDArray[np.int64]]:
     classes = len(run.prepared.classes)
     sums_KC, counts_K = torch.zeros(classes, 1, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
     for shot in sample.shots():
-        features_CHW = look(run, shot, ["projection"]).outputs["projection"][0][0].double().cpu()
+        features_CHW = look(run, shot, ["projection"], unary=True).outputs["projection"][0][0].double().cpu()
         labels_HW = labels_at(torch.from_numpy(shot.labels_HW.astype(np.int64))[None], size_of(features_CHW))[0]
         own_NK = labels_HW.flatten()[:, None] == torch.arange(classes)
         sums_KC = sums_KC + own_NK.double().T @ features_CHW.flatten(1).T
@@ -85,12 +86,38 @@ def on_others(dependency_KK: NDArray[np.float64]) -> float:
 
 
 def dependencies(run: Run, baseline: Run | None, sample: Sample) -> canvas.Sheet:
-    """Fig. 4.5, of the run and of its baseline."""
+    """Fig. 4.5, of the run and of its baseline. ValueError: no class has a pixel."""
     classes = run.prepared.classes
     runs = [one for one in (baseline, run) if one is not None]
     sheet = canvas.matrices(len(runs), classes, ("Dependency of classes", described(runs, sample)))
     for one, panel in zip(runs, sheet.panels[0], strict=True):
-        values_KK = dependency(*centres(one, sample))
+        centres_KC, counts_K = centres(one, sample)
+        if not counts_K.any():
+            raise ValueError(f"no pixel of {sample.title} has a label")
+        values_KK = dependency(centres_KC, counts_K)
         heading = f"{one.config.name}: {on_others(values_KK):.3f} on others"
         panels.matrix(sheet, panel, values_KK, classes, heading, limits=(0, 1), label="share of the row")
     return sheet
+
+
+RELATIONS = Figure(
+    source="Huang et al., CAR (ECCV 2022); Huang, thesis (UTS 2022), Fig. 4.4",
+    caption="The dot products of the marked pixel's features with those of every pixel, without CAR and with it, and what each "
+    "predicts. Light is similar; features of two runs have no common unit, so each map has its own scale. With CAR the light "
+    "is to stay within the pixel's own class.",
+    fits=is_regularised,
+    needs="loss car",
+    of_image=relations,
+    beside=is_plain,
+)
+
+DEPENDENCIES = Figure(
+    source="Huang et al., CAR (ECCV 2022); Huang, thesis (UTS 2022), Fig. 4.5",
+    caption="For each class (row) the softmax over all classes (columns) of the scaled dot products of their mean features "
+    "(equation 4.4). A light diagonal is a class that depends on itself alone; light beside it is dependency on others, "
+    "whose mean over the classes stands above. Classes without pixels in the sample are left white.",
+    fits=is_regularised,
+    needs="loss car",
+    of_sample=dependencies,
+    beside=is_plain,
+)

@@ -4,9 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from pipeline import prepared
 from pipeline.errors import UserError
+from pipeline.figures.figure import Figure, is_plain
 from pipeline.figures.material import Sample, Shot, load_shot, spread
-from pipeline.figures.table import FIGURES, Figure, is_plain
+from pipeline.figures.table import FIGURES
+from pipeline.metrics import VOID
 from pipeline.prepared import Pair, Prepared, pairs
 from pipeline.schema import Config, Figures, Params
 from pipeline.strict import suggestion
@@ -58,10 +61,24 @@ def baseline_of(run: Config, figure: Figure, params: Params, runs: Mapping[str, 
     beside = figure.beside
     if beside is None:
         return None
-    if (named := params.figures.baseline) is not None and beside(runs[named]):
+    if (named := params.figures.baseline) is not None and named != run.name and beside(runs[named]):
         return runs[named]
     others = [config for config in runs.values() if config.name != run.name and beside(config)]
-    return max(others, key=lambda config: (config.head == run.head, is_plain(config), config.projection == run.projection), default=None)
+
+    def likeness(config: Config) -> tuple[bool, ...]:
+        same_head = config.head == run.head, config.head.name == run.head.name
+        return (*same_head, is_plain(config), config.projection == run.projection)
+
+    return max(others, key=likeness, default=None)
+
+
+def dataset(params: Params) -> Prepared:
+    """What is prepared, which must be what params.yaml says."""
+    found = prepared.read()
+    if found.dataset != params.data.dataset:
+        again = f"run `{prepared.REMEDY}`"
+        raise UserError(f"data/prepared.json is of {found.dataset}, but {params.path} says {params.data.dataset}: {again}")
+    return found
 
 
 def split_of(params: Params) -> str:
@@ -69,23 +86,27 @@ def split_of(params: Params) -> str:
     return params.figures.split or next(iter(params.evaluations.values())).split
 
 
-def sample(params: Params, prepared: Prepared) -> Sample:
+def sample(params: Params, manifest: Prepared) -> Sample:
     """The images that figures of the whole dataset count over."""
-    found = pairs(prepared, split_of(params))
+    found = pairs(manifest, split_of(params))
     if not found:
-        raise UserError(f"{params.path}: figures: split {split_of(params)} of {prepared.dataset} has no images")
+        raise UserError(f"{params.path}: figures: split {split_of(params)} of {manifest.dataset} has no images")
     indices = range(len(found)) if params.figures.sample is None else spread(len(found), params.figures.sample)
     return Sample(split_of(params), [found[index] for index in indices], short_side(params))
 
 
-def shots(params: Params, prepared: Prepared) -> list[Shot]:
-    """The images that figures are made of, each with its pixel."""
-    settings, found = params.figures, pairs(prepared, split_of(params))
+def shots(params: Params, manifest: Prepared) -> list[Shot]:
+    """The images that figures are made of, each with its pixel. UserError: none of them has labels."""
+    settings, found = params.figures, pairs(manifest, split_of(params))
     if isinstance(settings.images, int):
         chosen = [found[index] for index in spread(len(found), settings.images)]
     else:
         chosen = [named_pair(name, found, f"{params.path}: figures.images") for name in settings.images]
-    return [load_shot(pair, settings.pixel, short_side(params)) for pair in chosen]
+    loaded = [load_shot(pair, settings.pixel, short_side(params)) for pair in chosen]
+    if all((shot.labels_HW == VOID).all() for shot in loaded):
+        names = ", ".join(shot.pair.name for shot in loaded[:3])
+        raise UserError(f"{params.path}: figures: the chosen images of split {split_of(params)} have no labels ({names}): choose others")
+    return loaded
 
 
 def named_pair(name: str, found: Sequence[Pair], place: str) -> Pair:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.layers import resize
 from pipeline.dense_crf import PRESETS, dense_crf
 from pipeline.figures import canvas, panels
+from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Shot, classes_of, described, look
 from pipeline.metrics import VOID
 from pipeline.prepared import Prepared
@@ -36,10 +37,10 @@ def crfs(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     shown = {"unary": unary_HW, "FullCRF on it": full_KHW.argmax(0).astype(np.uint8), "ConvCRF, trained": seen.prediction()}
     sheet = canvas.sheet(2, 5, ("Unary and CRFs", described([run], shot)), shape=shot.shape, scales=[0])
     upper, lower = sheet.panels
-    panels.picture(upper[0], shot.array(), "image")
+    panels.photograph(upper[0], shot.array(), "image")
     panels.segmentation(upper[1], shot.labels_HW, run.prepared.palette, "labels")
-    panels.heat(sheet, lower[0], probabilities_KHW.max(0), "the unary's confidence", limits=(0, 1))
-    canvas.changes(sheet, lower[1], unary_HW, seen.prediction(), shot.labels_HW, VOID, "what ConvCRF changed")
+    panels.heat(sheet, lower[0], probabilities_KHW.max(0), "the unary's confidence", limits=(0, 1), label="probability")
+    panels.changes(lower[1], unary_HW, seen.prediction(), shot.labels_HW, VOID, "what ConvCRF changed")
     for (title, ids_HW), above, below in zip(shown.items(), upper[2:], lower[2:], strict=True):
         panels.segmentation(above, ids_HW, run.prepared.palette, title)
         panels.errors(below, ids_HW, shot.labels_HW, VOID)
@@ -54,10 +55,21 @@ def denoised(
     title = ("Denoising of labels", f"{prepared.dataset} · {about}")
     sheet = canvas.sheet(2, 1 + len(made), title, shape=labels_HW.shape[0] / labels_HW.shape[1])
     (first, *upper), (labels, *lower) = sheet.panels
-    panels.picture(first, image_HW3, "image")
+    panels.photograph(first, image_HW3, "image")
     panels.segmentation(labels, labels_HW, prepared.palette, "labels")
     for (name, ids_HW), above, below in zip(made.items(), upper, lower, strict=True):
         panels.segmentation(above, ids_HW, prepared.palette, name)
         panels.errors(below, ids_HW, labels_HW, VOID)
     canvas.legend(sheet, prepared.classes, prepared.palette, [labels_HW, *made.values()])
     return sheet
+
+
+CRFS = Figure(
+    source="Teichmann and Cipolla, ConvCRF (BMVC 2019), Fig. 1",
+    caption="The classifier's logits alone (unary), a dense CRF with the paper's constants on them (FullCRF), and the trained "
+    "ConvCRF. Below: how sure the unary is (the probability of its best class), what ConvCRF changed, and the errors. The paper's "
+    "figure is of its synthetic task, which `uv run python -m stages.denoise` runs.",
+    fits=has_conv_crf,
+    needs="crf conv",
+    of_image=crfs,
+)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.segmenter import Segmenter
 from pipeline.figures import canvas, panels
+from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Sample
 from pipeline.schema import Config
 
@@ -36,8 +37,19 @@ def compatibility(run: Run, baseline: Run | None, sample: Sample) -> canvas.Shee
     classes = run.prepared.classes
     learned_KK, started_KK = penalties(run.model, run.config.crf.name)
     sheet = canvas.matrices(2, classes, ("Learned label compatibility", f"{run.prepared.dataset} · {run.title}"))
-    shown = ((learned_KK, "penalty μ(row, column)", "penalty"), (learned_KK - started_KK, "change since the start (Potts)", "change"))
+    shown = ((learned_KK, "penalty μ(row, column)", "penalty"), (learned_KK - started_KK, "change since training started", "change"))
     for panel, (values_KK, title, label) in zip(sheet.panels[0], shown, strict=True):
-        most = max(float(np.abs(values_KK).max()), 1e-9)
+        most = max(float(np.abs(values_KK).max()), 1e-6)  # less is rounding
         panels.matrix(sheet, panel, values_KK, classes, title, colours=canvas.DIVERGING, limits=(-most, most), label=label)
     return sheet
+
+
+COMPATIBILITY = Figure(
+    source="Zheng et al., CRF-RNN (ICCV 2015), Fig. 5",
+    caption="The penalty for a label (row) where a similar pixel has another (column), as learned, and its change since training "
+    "started: from Potts' model (-1 on the diagonal, else 0), with ConvCRF's +C from the same less a small constant. A negative "
+    "penalty is a reward. Classes that appear together are to get low ones.",
+    fits=learns_compatibility,
+    needs="crf mean_field, or crf conv with compatibility",
+    of_sample=compatibility,
+)

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.heads.decoupled import Decoupled
 from models.layers import resize, size_of
 from pipeline.figures import canvas, panels
+from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Shot, described, look
 from pipeline.schema import Config
 
@@ -58,7 +59,7 @@ def body_edge(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     edge_HW = resize(edge_11hw.float(), shot.size, align_corners=True)[0, 0].cpu().numpy()
     sheet = canvas.sheet(2, 3, ("Body and edge", described([run], shot)), shape=shot.shape, scales=[1])
     (first, body, rest), (merged, probability, prior) = sheet.panels
-    panels.picture(first, shot.array(), "image")
+    panels.photograph(first, shot.array(), "image")
     for panel, values_CHW, letter in (
         (body, body_CHW, "(a) F_body"),
         (rest, rest_CHW, "(b) F - F_body"),
@@ -66,7 +67,7 @@ def body_edge(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     ):
         colours_HW3, share = components(values_CHW)
         panels.picture(panel, colours_HW3, f"{letter}, {100 * share:.0f} % of the variance", shot.size)
-    panels.heat(sheet, probability, edge_HW, "probability of an edge", limits=(0, 1))
+    panels.heat(sheet, probability, edge_HW, "predicted edges", limits=(0, 1), label="probability of an edge")
     panels.heat(sheet, prior, (edge_HW > THRESHOLD).astype(float), f"(d) edge prior: above {THRESHOLD}", limits=(0, 1), bar=False)
     return sheet
 
@@ -93,11 +94,32 @@ def flow(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     longest = max(float(np.percentile(np.hypot(u, v), 98)), 1e-6)
     scale = longest / (step * shot.size[1] / w)  # arrows fill their cells
     arrows.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=scale, color=canvas.MARK, width=0.006, headwidth=4)
-    panels.picture(arrows, shot.array(), f"arrows {1 / scale:.2g} times their length")
+    panels.photograph(arrows, shot.array(), f"arrows drawn {1 / scale:,.{0 if scale < 0.1 else 2}f} times as long")
     panels.heat(sheet, length, length_hw, "length", size=shot.size, label="pixels")
     panels.heat(
         sheet, direction, angle_hw, "direction", size=shot.size, limits=(-180, 180), colours=canvas.CYCLIC, label="degrees; 90 is up"
     )
     for panel in (length, direction):
-        canvas.outline(panel, shot.labels_HW, "white", 0.5)
+        canvas.outline(panel, shot.labels_HW, around="black")
     return sheet
+
+
+BODY_EDGE = Figure(
+    source="Li et al., Decoupled Body and Edge Supervision (ECCV 2020), Fig. 5",
+    caption="The first three principal components of (a) the body, (b) the rest, (c) both merged with the low-level features, as "
+    "red, green and blue; components are each map's own, so only likeness within a map has a meaning. The titles have their "
+    "share of the variance. (d) is the edge prior: where the predicted probability of an edge exceeds 0.8.",
+    fits=is_decoupled,
+    needs="head decoupled",
+    of_image=body_edge,
+)
+
+FLOW = Figure(
+    source="Li et al., Decoupled Body and Edge Supervision (ECCV 2020), Fig. 6",
+    caption="The learned flow: an arrow points from a pixel to where its body feature is taken from. Lengths are in pixels of the "
+    "image; the thin lines are the borders of the labels. Towards the inside of objects is what the paper finds for FCN; "
+    "with ASPP it finds flow at borders alone.",
+    fits=is_decoupled,
+    needs="head decoupled",
+    of_image=flow,
+)

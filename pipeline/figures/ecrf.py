@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from models.crf.embedded import Embedded, MessagePassing
 from models.layers import resize, size_of
 from pipeline.figures import canvas, panels
+from pipeline.figures.figure import Figure, is_plain
 from pipeline.figures.material import Run, Sample, Seen, Shot, described, look
 from pipeline.schema import Config
 from pipeline.tally import neighbours
@@ -60,13 +61,15 @@ def count_neighbours(sample: Sample, classes: int) -> NDArray[np.int64]:
 
 
 def class_weights(run: Run, baseline: Run | None, sample: Sample) -> canvas.Sheet:
-    """Fig. 1(a)."""
+    """Fig. 1(a). ValueError: no class touches another."""
     classes = run.prepared.classes
     partners = Partners.of(count_neighbours(sample, len(classes)))
+    if not len(partners.classes_P):
+        raise ValueError(f"no two classes touch in {sample.title}")
     names = canvas.named(classes)
     labels = [f"{names[one]} / {names[other]}" for one, other in zip(partners.classes_P, partners.partners_P, strict=True)]
     points = canvas.name_size(len(labels))
-    room = 0.12 + canvas.widest(labels, points)
+    room = 0.3 + canvas.widest(labels, points)
     size = (max(4.2, len(labels) * (0.3 if len(labels) <= 30 else 0.115)), 1.7)
     title = ("Similarity of adjacent classes' weights", described([baseline, run], sample))
     sheet = canvas.sheet(2, 1, title, size=size, margins=canvas.Margins(left=0.75, below=0.08, right=0.15))
@@ -75,8 +78,8 @@ def class_weights(run: Run, baseline: Run | None, sample: Sample) -> canvas.Shee
     for other, colour, sign in ((baseline, canvas.BLUE, "o"), (run, canvas.ORANGE, "s")):
         if other is not None:
             cosines_P = partners.cosines(other.model.crf.classifier.weight.flatten(1))
-            mean = f" (mean {cosines_P.mean():.3f})" if len(cosines_P) else ""
-            lines.plot(cosines_P, color=colour, marker=sign, markersize=3.5, linewidth=1.2, label=canvas.plain(other.config.name) + mean)
+            name = f"{canvas.short(other.config.name)} (mean {cosines_P.mean():.3f})"
+            lines.plot(cosines_P, color=colour, marker=sign, markersize=3.5, linewidth=1.2, label=name)
     lines.axhline(0, color="black", linewidth=0.5)
     lines.set_ylabel("cosine of the weights")
     lines.set_xticks(range(len(labels)), [""] * len(labels))
@@ -87,8 +90,9 @@ def class_weights(run: Run, baseline: Run | None, sample: Sample) -> canvas.Shee
     for axis in (counts.yaxis.set_major_formatter, counts.yaxis.set_minor_formatter):
         axis(lambda value, place: f"{value:,.0f}" if f"{value:.0e}"[0] in "125" else "")
     counts.set_xticks(range(len(labels)), labels, rotation=90, fontsize=points)
+    counts.set_xlabel("class / the class that it touches most")
     for panel in (lines, counts):
-        panel.set_xlim(-0.6, max(len(labels), 1) - 0.4)
+        panel.set_xlim(-0.6, len(labels) - 0.4)
     return sheet
 
 
@@ -153,22 +157,29 @@ def messages(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     maps = messages_of(module, seen, place)
     sheet = canvas.sheet(2, 3, ("Messages of one pixel", described([run], shot)), shape=shot.shape, scales=(0, 1, 2))
     (first, appearance, position), (message, taps, region) = sheet.panels
-    panels.picture(first, shot.array(), f"(a) pixel k, of {name_at(run, shot)}")
-    panels.heat(sheet, appearance, maps.appearance_hw, "(b) appearance", size=shot.size)
-    panels.heat(sheet, position, maps.position_hw, "(c) position", size=shot.size)
-    panels.heat(sheet, message, maps.message_hw, "(d) message: ((b) + (c)) times μ(j)", size=shot.size)
-    canvas.outline(message, stretched(maps.window_hw, shot.size))
+    panels.photograph(first, shot.array(), f"(a) pixel k, of {name_at(run, shot)}")
+    panels.heat(sheet, appearance, maps.appearance_hw, "(b) appearance", size=shot.size, label="product of tokens")
+    panels.heat(sheet, position, maps.position_hw, "(c) position", size=shot.size, label="product of tokens")
+    panels.heat(sheet, message, maps.message_hw, f"(d) message: {formula(module)}", size=shot.size, label="weight")
+    canvas.outline(message, stretched(maps.window_hw, shot.size), around="black")
     for panel in (first, appearance, position, message):
         panels.mark(panel, shot.pixel)
     panels.numbers(sheet, taps, taps_of(module, maps, place), "(e) the messages that k adds up")
-    canvas.bare(region)
-    if run.maps is not None and module.superpixel_weight:
+    if run.maps is None or not module.superpixel_weight:
+        canvas.note(region, "(f) no superpixels in this run")
+    else:
         superpixels_HW = run.maps.open(shot.pair)
         own_HW = superpixels_HW == superpixels_HW[shot.pixel]
-        panels.picture(region, shot.array(), f"(f) k's superpixel, {np.count_nonzero(own_HW)} pixels")
+        panels.photograph(region, shot.array(), f"(f) k's superpixel, {np.count_nonzero(own_HW)} pixels")
         canvas.outline(region, superpixels_HW, "white", 0.3)
         canvas.outline(region, own_HW, canvas.MARK, 1.4)
     return sheet
+
+
+def formula(module: MessagePassing) -> str:
+    """A message as the module's options make it, of the panels' letters."""
+    divided = {"none": "", "count": " / number", "absolute": " / sum"}[module.normalization]
+    return f"μ({'k, j' if module.compatibility == 'pair' else 'j'}) ((b) + (c)){divided}"
 
 
 def name_at(run: Run, shot: Shot) -> str:
@@ -189,3 +200,26 @@ def taps_of(module: MessagePassing, maps: Messages, place: tuple[int, int]) -> N
     reach = kernel // 2 * dilation
     padded_hw = np.pad(np.where(maps.window_hw, maps.message_hw, np.nan), reach, constant_values=np.nan)
     return padded_hw[place[0] : place[0] + 2 * reach + 1 : dilation, place[1] : place[1] + 2 * reach + 1 : dilation]
+
+
+CLASS_WEIGHTS = Figure(
+    source="Zhu et al., E-CRF (ICLR 2023), Fig. 1(a)",
+    caption="For each class the class that it touches most (over the labels; pairs with most adjacent pixels first), and the "
+    "cosine between the weights that the classifier has for the two. Lower is better told apart: E-CRF is to lower it for classes "
+    "that touch often, at the left. Below are the numbers of adjacent pixel pairs, on a logarithmic scale.",
+    fits=lambda config: config.crf.name == "embedded",
+    needs="crf embedded",
+    of_sample=class_weights,
+    beside=is_plain,
+)
+
+MESSAGES = Figure(
+    source="Zhu et al., E-CRF (ICLR 2023), Fig. 4",
+    caption="What a pixel k (ring) has to do with every other pixel j: (b) the products of the learned colour tokens, (c) of the "
+    "learned position tokens, (d) the weight of each pixel's message, which is their sum times the compatibility μ. Each map has "
+    "its own scale. The module adds up the messages of the pixels outlined in (d), shown alone in (e), with k itself in the "
+    "middle and nothing beyond the image's border; (f) is the superpixel whose mean is added as well.",
+    fits=sends_messages,
+    needs="crf embedded with a pairwise_weight",
+    of_image=messages,
+)

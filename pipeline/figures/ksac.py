@@ -15,6 +15,7 @@ from models.heads.deeplab import DeepLab
 from models.heads.ksac import KSAC
 from models.segmenter import Segmenter
 from pipeline.figures import canvas, panels
+from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Shot, described, look
 from pipeline.schema import Config
 
@@ -69,21 +70,37 @@ def mosaic(maps_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def rates(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
-    """Fig. 2.4: for each run a row with one map enlarged and a row with 25."""
+    """Fig. 2.4: for each run a row with one map enlarged and a row with 25; a column is a rate."""
     runs = [one for one in (run, baseline) if one is not None]
     found = [maps_of(one, shot) for one in runs]
-    columns = 1 + max(map(len, found))
-    sheet = canvas.sheet(2 * len(runs), columns, ("Feature maps of each rate", described(runs, shot)), shape=shot.shape)
-    for panel in (panel for row in sheet.panels for panel in row):
-        canvas.bare(panel)
+    columns = sorted({rate for maps in found for rate in maps})
+    sheet = canvas.sheet(2 * len(runs), 1 + len(columns), ("Feature maps of each rate", described(runs, shot)), shape=shot.shape)
     for number, (one, maps) in enumerate(zip(runs, found, strict=True)):
         upper, lower = sheet.panels[2 * number : 2 * number + 2]
-        panels.picture(upper[0], shot.array(), one.config.name)
+        panels.photograph(upper[0], shot.array(), one.config.name)
         shared = isinstance(one.model.head, KSAC) and one.model.head.pyramid.shared
         kind = "one kernel for all rates" if shared else "a kernel for each rate"
-        lower[0].text(0.5, 0.5, kind, ha="center", va="center", transform=lower[0].transAxes, fontsize=8)
+        canvas.note(lower[0], kind)
         groups = liveliest(list(maps.values()), SIDE**2) if shared else [liveliest([values], SIDE**2)[0] for values in maps.values()]
-        for (rate, values_CHW), channels, big, many in zip(maps.items(), groups, upper[1:], lower[1:], strict=False):
-            panels.heat(sheet, big, values_CHW[channels[0]], f"rate {rate}, channel {channels[0]}", size=shot.size, bar=False)
-            panels.heat(sheet, many, mosaic(values_CHW[channels]), "", bar=False, limits=(0, 1))
+        channels = dict(zip(maps, groups, strict=True))
+        for rate, big, many in zip(columns, upper[1:], lower[1:], strict=True):
+            if rate not in maps:
+                canvas.note(big, f"no rate {rate}")
+                canvas.bare(many)
+                continue
+            first = channels[rate][0]
+            panels.heat(sheet, big, maps[rate][first], f"rate {rate}, channel {first}", size=shot.size, bar=False)
+            panels.heat(sheet, many, mosaic(maps[rate][channels[rate]]), "", bar=False, limits=(0, 1))
     return sheet
+
+
+RATES = Figure(
+    source="Huang et al., KSAC (Neurocomputing 2021); Huang, thesis (UTS 2022), Fig. 2.4",
+    caption="Feature maps after each atrous rate's batch norm and ReLU: 25 channels, and the first of them enlarged, each from its own "
+    "least (dark) to its own largest value (light). With KSAC's shared kernel a place in the square is the same channel at "
+    "every rate; separate kernels have nothing to do with one another. The channels are those that vary most over the image.",
+    fits=shares_kernels,
+    needs="head ksac",
+    of_image=rates,
+    beside=has_rates,
+)

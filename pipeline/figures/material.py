@@ -151,32 +151,35 @@ def load_shot(pair: Pair, pixel: tuple[int, int] | None, short_side: int | None)
 def telling_pixel(labels_HW: NDArray[np.uint8]) -> tuple[int, int]:
     """The pixel to look at where none is named: the midst of the smallest object that is not a speck.
 
-    Of the connected regions of one class whose largest inscribed circle is wider than a tenth of the shorter side, the smallest; where
-    none is, the one with the largest circle.
+    Of the connected regions of one class whose largest inscribed circle is wider than a tenth of the shorter side, the smallest, one that
+    the image's border cuts off only where there is no other; where none is so wide, the one with the largest circle.
     """
     from scipy import ndimage
 
-    best: tuple[tuple[float, float], tuple[int, int]] | None = None
+    best: tuple[tuple[float, ...], tuple[int, int]] | None = None
     step = max(1, min(labels_HW.shape) // COARSE)
     whole_HW, labels_HW = labels_HW, labels_HW[::step, ::step]
     for class_ in np.unique(labels_HW[labels_HW != VOID]):
         regions_HW, count = ndimage.label(labels_HW == class_)
         depth_HW = np.asarray(ndimage.distance_transform_edt(np.pad(labels_HW == class_, 1)))[1:-1, 1:-1]
         areas = np.bincount(regions_HW.ravel(), minlength=count + 1)
+        cut_off = np.isin(np.arange(count + 1), [*regions_HW[[0, -1]].flat, *regions_HW[:, [0, -1]].flat])
         for number, place in enumerate(ndimage.maximum_position(depth_HW, regions_HW, range(1, count + 1)), start=1):
             depth = float(depth_HW[place])
             large = 2 * depth > min(labels_HW.shape) / 10
-            rank = (0.0, float(areas[number])) if large else (1.0, -depth)
+            rank = (0.0, float(cut_off[number]), float(areas[number])) if large else (1.0, -depth)
             if best is None or rank < best[0]:
                 best = rank, (int(place[0]) * step, int(place[1]) * step)
     return best[1] if best else (whole_HW.shape[0] // 2, whole_HW.shape[1] // 2)
 
 
 @torch.no_grad()
-def look(run: Run, shot: Shot, names: Sequence[str] = (), changed: Mapping[str, Callable[[Any], Any]] | None = None) -> Seen:
+def look(run: Run, shot: Shot, names: Sequence[str] = (), changed: Mapping[str, Callable[[Any], Any]] | None = None, *,
+         unary: bool = False) -> Seen:  # fmt: skip
     """One forward pass of an image, with what went through the submodules of these names.
 
-    changed: functions that put another output in place of a submodule's. ValueError: what the network itself refuses.
+    changed: functions that put another output in place of a submodule's. unary: the crf is its classifier alone, for who looks at what
+    comes before it. ValueError: what the network itself refuses.
     """
     model, changed = run.model, changed or {}
     inputs: dict[str, tuple[Any, ...]] = {}
@@ -194,7 +197,7 @@ def look(run: Run, shot: Shot, names: Sequence[str] = (), changed: Mapping[str, 
     try:
         scaled = scaled_view(run, shot)
         superpixels = None if scaled.superpixels_HW is None else scaled.superpixels_HW[None]
-        output = model(in_unit_range(scaled.image_3HW, run.network)[None], superpixels)
+        output = model(in_unit_range(scaled.image_3HW, run.network)[None], superpixels, unary=unary)
     finally:
         for handle in hooks:
             handle.remove()

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.figures import canvas
 from pipeline.pictures import coloured
 
 RIGHT, WRONG = (225, 225, 225), (150, 20, 60)
+CHANGES = {"mended": (0, 114, 178), "spoilt": (213, 94, 0), "wrong still": (120, 120, 120)}
 
 
 def picture(panel: canvas.Panel, pixels_HW3: NDArray[Any], title: str, size: tuple[int, int] | None = None) -> None:
@@ -17,6 +19,15 @@ def picture(panel: canvas.Panel, pixels_HW3: NDArray[Any], title: str, size: tup
     height, width = size or pixels_HW3.shape[:2]
     panel.imshow(pixels_HW3, extent=(0, width, height, 0))
     canvas.bare(panel, title)
+
+
+def photograph(panel: canvas.Panel, image_HW3: NDArray[np.uint8], title: str) -> None:
+    """The image that is looked at, with no more pixels than can be seen."""
+    size = image_HW3.shape[:2]
+    if (share := canvas.FINEST / max(size)) < 1:
+        smaller = max(1, round(size[1] * share)), max(1, round(size[0] * share))
+        image_HW3 = np.asarray(Image.fromarray(image_HW3).resize(smaller, Image.Resampling.LANCZOS))
+    picture(panel, image_HW3, title, size)
 
 
 def heat(sheet: canvas.Sheet, panel: canvas.Panel, values_HW: NDArray[Any], title: str, *, size: tuple[int, int] | None = None,
@@ -63,6 +74,15 @@ def errors(panel: canvas.Panel, ids_HW: NDArray[np.uint8], labels_HW: NDArray[np
     share = 1 - np.count_nonzero(wrong_HW) / max(np.count_nonzero(known_HW), 1)
     title = f"errors; {100 * share:.1f} % are right"
     picture(panel, coloured(np.where(known_HW, wrong_HW, void).astype(np.uint8), (RIGHT, WRONG)), title)
+
+
+def changes(panel: canvas.Panel, before_HW: NDArray[np.uint8], after_HW: NDArray[np.uint8], labels_HW: NDArray[np.uint8], void: int,
+            title: str) -> None:  # fmt: skip
+    """What became right, what became wrong, and what is wrong in another way."""
+    right_before, right_after = before_HW == labels_HW, after_HW == labels_HW
+    kinds_HW = np.select([before_HW == after_HW, right_after, right_before], [0, 1, 2], 3).astype(np.uint8)
+    picture(panel, coloured(np.where(labels_HW == void, void, kinds_HW).astype(np.uint8), (RIGHT, *CHANGES.values())), title)
+    canvas.key(panel, list(CHANGES), list(CHANGES.values()))
 
 
 def matrix(sheet: canvas.Sheet, panel: canvas.Panel, values_KK: NDArray[Any], classes: Sequence[str], title: str, *,

@@ -25,10 +25,7 @@ def write(params: Params, folder: Path = FOLDER, only: Collection[str] = ()) -> 
     What else the folder has of figures is removed unless only some are made. UserError: no run is finished, a run of another dataset,
     a wrong name of a run or image, a pixel outside its image.
     """
-    manifest = prepared.read()
-    if manifest.dataset != params.data.dataset:
-        again = f"run `{prepared.REMEDY}`"
-        raise UserError(f"data/prepared.json is of {manifest.dataset}, but {params.path} says {params.data.dataset}: {again}")
+    manifest = choose.dataset(params)
     chosen, left_out = choose.choices(params, only)
     runs, missing = load_runs(params, chosen, manifest)
     ready = [choice for choice in chosen if not unfinished(choice, missing)]
@@ -72,7 +69,7 @@ def drawn(
     work = []
     for choice in ready:
         run, baseline = runs[choice.run.name], None if choice.baseline is None else runs[choice.baseline.name]
-        check_settings(choice, run)
+        check_settings(choice, run, baseline, params)
         if (of_sample := choice.figure.of_sample) is not None:
             work.append((choice, None, partial(of_sample, run, baseline, sample)))
         elif (of_image := choice.figure.of_image) is not None:
@@ -90,17 +87,22 @@ def drawn(
         yield choice, image, stem
 
 
-def check_settings(choice: Choice, run: Run) -> None:
+def check_settings(choice: Choice, run: Run, baseline: Run | None, params: Params) -> None:
     """Refuse weights that were trained as another method than params.yaml now has by this name."""
-    if not choice.figure.fits(run.config):
-        name = run.config.name
-        raise UserError(f"runs/{name}/weights was trained without {choice.figure.needs}: run `uv run dvc repro train@{name}`")
+    figure, name, lack = choice.figure, choice.run.name, None
+    if not figure.fits(run.config):
+        lack = f"without {figure.needs}"
+    elif choice.baseline is not None and baseline is not None and figure.beside is not None and not figure.beside(baseline.config):
+        name, lack = choice.baseline.name, f"as a method that figure {choice.name} cannot have for its baseline"
+    if lack:
+        stage = "finetune" if name in params.finetunes else "train"
+        raise UserError(f"runs/{name}/weights was trained {lack}: run `uv run dvc repro {stage}@{name}`")
 
 
 def remove_stale(folder: Path, stems: Collection[str]) -> None:
     """Delete pictures of figures that are not made any more; other files are not touched."""
     for path in [*folder.glob("*.png"), *folder.glob("*.svg")]:
-        if path.stem not in stems and path.stem.startswith(tuple(FIGURES)):
+        if path.stem not in stems and path.stem.startswith(tuple(f"{name}-" for name in FIGURES)):
             path.unlink()
 
 
