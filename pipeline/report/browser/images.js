@@ -105,6 +105,8 @@ function fillChoices() {
   $("images-missing").textContent = "These results have no record of single images, so none can be ranked: evaluate again, with uv run dvc repro.";
   for (const id of ["image-class", "image-method", "image-other", "image-order", "image-seen"]) $(id).closest("label").hidden = !scored;
   $("image-other").closest("label").hidden = !scored || methods.length < 2;
+  for (const choice of $("image-order").options) choice.hidden = choice.disabled = methods.length < 2 && ["loses", "gains"].includes(choice.value);
+  if ($("image-order").selectedOptions[0].disabled) $("image-order").value = "worst";
   $("images-note").textContent = `${counted(pictures)} of ${counted(all)} images have pictures on this page, at most 640 pixels wide or high; ` +
     "the numbers are of all images, multi-scale + flip, at full size. Predictions are those of the first seed.";
 }
