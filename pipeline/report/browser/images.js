@@ -61,7 +61,7 @@ function list() {
   const table = $("image-list"), focused = table.contains(document.activeElement), classed = Number($("image-class").value) >= 0;
   const method = DATA.methods[Number($("image-method").value)], other = DATA.methods[Number($("image-other").value)];
   const scored = method?.iou !== undefined, compared = scored && other?.iou !== undefined && other !== method;
-  const heads = [["image", ""], ...(classed && scored ? [["% of image", "number"]] : []), ...(scored ? [["IoU, %", "number"]] : []),
+  const heads = [["image", ""], ...(classed && scored ? [["% of image", "number"]] : []), ...(scored ? [["IoU,\u00a0%", "number"]] : []),
     ...(compared ? [["other", "number"], ["diff.", "number"]] : [])];
   table.tHead.replaceChildren(make("tr", {}, ...heads.map(([text, className]) => make("th", { scope: "col", className }, text))));
   const rows = Images.rows.slice(Images.first, Images.first + PAGE);
