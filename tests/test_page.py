@@ -439,8 +439,10 @@ def test_a_single_method_class_and_image(workspace: Path, visit: Visit) -> None:
     report.write(config.load())
     page = visit()
     assert page.inner_text("h1") == "scenes: 1 method"
+    assert page.locator("#baseline:visible, #heat-mode:visible, #board-hint:visible, #image-other:visible").count() == 0
     assert page.inner_text("#image-name") == "one"
     assert page.locator("#image-list tbody tr").count() == 1
+    assert page.locator("#image-order option:enabled").all_inner_texts() == ["the worst", "the best", "in the split's order"]
     assert column(page, "board", 0) == ["fcn"]
 
 

@@ -61,7 +61,7 @@ function list() {
   const table = $("image-list"), focused = table.contains(document.activeElement), classed = Number($("image-class").value) >= 0;
   const method = DATA.methods[Number($("image-method").value)], other = DATA.methods[Number($("image-other").value)];
   const scored = method?.iou !== undefined, compared = scored && other?.iou !== undefined && other !== method;
-  const heads = [["image", ""], ...(classed && scored ? [["% of image", "number"]] : []), ...(scored ? [["IoU, %", "number"]] : []),
+  const heads = [["image", ""], ...(classed && scored ? [["% of image", "number"]] : []), ...(scored ? [["IoU,\u00a0%", "number"]] : []),
     ...(compared ? [["other", "number"], ["diff.", "number"]] : [])];
   table.tHead.replaceChildren(make("tr", {}, ...heads.map(([text, className]) => make("th", { scope: "col", className }, text))));
   const rows = Images.rows.slice(Images.first, Images.first + PAGE);
@@ -105,6 +105,8 @@ function fillChoices() {
   $("images-missing").textContent = "These results have no record of single images, so none can be ranked: evaluate again, with uv run dvc repro.";
   for (const id of ["image-class", "image-method", "image-other", "image-order", "image-seen"]) $(id).closest("label").hidden = !scored;
   $("image-other").closest("label").hidden = !scored || methods.length < 2;
+  for (const choice of $("image-order").options) choice.hidden = choice.disabled = methods.length < 2 && ["loses", "gains"].includes(choice.value);
+  if ($("image-order").selectedOptions[0].disabled) $("image-order").value = "worst";
   $("images-note").textContent = `${counted(pictures)} of ${counted(all)} images have pictures on this page, at most 640 pixels wide or high; ` +
     "the numbers are of all images, multi-scale + flip, at full size. Predictions are those of the first seed.";
 }

@@ -113,6 +113,7 @@ $("baseline").addEventListener("change", () => {
 for (const id of ["radius", "convention"]) $(id)?.addEventListener("change", showRadius);
 for (const name of ["heat-mode", "heat-protocol"]) onChoice(name, showHeat);
 $("heat-find").addEventListener("input", findClasses);
+for (const part of [$("baseline").closest("label"), $("heat-mode"), $("board-hint")]) part.hidden = DATA.methods.length < 2; // nothing to compare
 showBoard();
 showRadius();
 showHeat();
