@@ -164,7 +164,7 @@ def messages(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     canvas.outline(message, stretched(maps.window_hw, shot.size), around="black")
     for panel in (first, appearance, position, message):
         panels.mark(panel, shot.pixel)
-    panels.numbers(sheet, taps, taps_of(module, maps, place), "(e) the messages that k adds up")
+    panels.numbers(sheet, taps, taps_of(module, maps, place), "(e) the messages that k adds up", "weight")
     if run.maps is None or not module.superpixel_weight:
         canvas.note(region, "(f) no superpixels in this run")
     else:

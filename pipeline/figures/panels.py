@@ -42,8 +42,8 @@ def heat(sheet: canvas.Sheet, panel: canvas.Panel, values_HW: NDArray[Any], titl
         canvas.scale(sheet, panel, drawn, label)
 
 
-def numbers(sheet: canvas.Sheet, panel: canvas.Panel, values_NN: NDArray[Any], title: str) -> None:
-    """A small square of numbers, written into their fields."""
+def numbers(sheet: canvas.Sheet, panel: canvas.Panel, values_NN: NDArray[Any], title: str, label: str) -> None:
+    """A small square of numbers with its scale, written into their fields."""
     values_NN = np.ma.masked_invalid(values_NN)
     drawn = panel.imshow(values_NN, cmap=canvas.SEQUENTIAL)
     middle = (float(values_NN.min()) + float(values_NN.max())) / 2
@@ -52,7 +52,7 @@ def numbers(sheet: canvas.Sheet, panel: canvas.Panel, values_NN: NDArray[Any], t
             colour = "black" if value > middle else "white"
             panel.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)
     canvas.bare(panel, title)
-    canvas.scale(sheet, panel, drawn, "")
+    canvas.scale(sheet, panel, drawn, label)
 
 
 def mark(panel: canvas.Panel, pixel: tuple[int, int], size: float = 6.0) -> None:
