@@ -591,6 +591,14 @@ def test_the_baseline_is_the_run_most_alike(at: Path) -> None:
     ksac_car = replace(params.methods["car"], name="car", head=params.methods["ksac"].head)
     params = replace(params, methods={**params.methods, "car": ksac_car})
     assert {choice.name: choice.baseline for choice in choose.choices(params)[0]}["relations"].name == "ksac"
+    separate = replace(params.methods["ksac"], name="separate", head=replace(params.methods["ksac"].head, options={"shared": False}))
+    params = replace(params, methods={**params.methods, "separate": separate}, figures=replace(params.figures, baseline="separate"))
+    for settings in (params.figures, replace(params.figures, baseline=None)):  # KSAC's own control, named or not
+        by_name = {choice.name: choice for choice in choose.choices(replace(params, figures=settings))[0]}
+        assert by_name["rates"].baseline.name == "separate"
+    of_itself = replace(params.figures, runs={"rates": ("separate",)})
+    by_name = {choice.name: choice for choice in choose.choices(replace(params, figures=of_itself))[0]}
+    assert by_name["rates"].baseline.name == "deeplab"
 
 
 def test_names_are_the_tables_and_reading_settings_needs_neither_torch_nor_matplotlib() -> None:
