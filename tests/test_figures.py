@@ -340,7 +340,7 @@ def test_names_are_shown_as_they_are_and_short() -> None:
     assert shown[5] == "class 5"
     assert len(set(canvas.named([f"{'y' * 40} {number}" for number in range(150)]))) == 150
     with canvas.style():
-        sheet = canvas.matrices(1, HOSTILE, ("Title $x", "of " + "long " * 100))
+        sheet = panels.matrices(1, HOSTILE, ("Title $x", "of " + "long " * 100))
         panels.matrix(sheet, sheet.panels[0][0], np.eye(7), HOSTILE, "$\\frac", limits=(0, 1), label="$")
         canvas.legend(sheet, HOSTILE, [(0, 0, 0)] * 7, [np.arange(7, dtype=np.uint8)[None]])
         sheet.figure.canvas.draw()
@@ -386,7 +386,7 @@ def test_a_large_image_keeps_its_place_and_is_drawn_with_what_can_be_seen(tmp_pa
 def test_150_names_do_not_overlap_and_the_picture_stays_of_a_usable_size(tmp_path: Path) -> None:
     names = [f"class number {number}" for number in range(150)]
     with canvas.style():
-        sheet = canvas.matrices(1, names, ("Title", "line"))
+        sheet = panels.matrices(1, names, ("Title", "line"))
         panels.matrix(sheet, sheet.panels[0][0], np.eye(150), names, "title", limits=(0, 1))
         labels = [text.get_window_extent() for text in sheet.panels[0][0].get_yticklabels()]
         with pytest.MonkeyPatch.context() as patch:
@@ -551,7 +551,7 @@ def test_odd_sizes_and_options_are_drawn_too(there: Project, capsys: pytest.Capt
     methods["ecrf"]["superpixels"] = "none"
     methods["ksac"]["head"]["shared"] = False
     methods["conv_crf"]["crf"] |= {"compatibility": True, "stride": 2}
-    there.params["methods"] = {name: methods[name] for name in ("deeplab", "ecrf", "ksac", "conv_crf", "decoupled")}
+    there.params["methods"] = {name: methods[name] for name in ("deeplab", "ecrf", "ksac", "conv_crf")}
     for name in ("ecrf", "ksac", "conv_crf"):
         save_weights(there, name)
     manifest = prepared.read()
@@ -563,7 +563,7 @@ def test_odd_sizes_and_options_are_drawn_too(there: Project, capsys: pytest.Capt
     assert there.stage("figures") == 0
     made = {path.stem for path in Path("figures").glob("*.svg")}
     assert {"class-weights-ecrf", "compatibility-conv_crf"} < made
-    assert len(made) == 2 + 2 * len(("messages", "rates", "body-edge", "flow", "crfs"))
+    assert len(made) == 2 + 2 * len(("messages", "rates", "crfs"))
     for path in Path("figures").glob("*.svg"):
         ET.parse(path)
     index = Path("figures/index.md").read_text()
@@ -591,6 +591,14 @@ def test_the_baseline_is_the_run_most_alike(at: Path) -> None:
     ksac_car = replace(params.methods["car"], name="car", head=params.methods["ksac"].head)
     params = replace(params, methods={**params.methods, "car": ksac_car})
     assert {choice.name: choice.baseline for choice in choose.choices(params)[0]}["relations"].name == "ksac"
+    separate = replace(params.methods["ksac"], name="separate", head=replace(params.methods["ksac"].head, options={"shared": False}))
+    params = replace(params, methods={**params.methods, "separate": separate}, figures=replace(params.figures, baseline="separate"))
+    for settings in (params.figures, replace(params.figures, baseline=None)):  # KSAC's own control, named or not
+        by_name = {choice.name: choice for choice in choose.choices(replace(params, figures=settings))[0]}
+        assert by_name["rates"].baseline.name == "separate"
+    of_itself = replace(params.figures, runs={"rates": ("separate",)})
+    by_name = {choice.name: choice for choice in choose.choices(replace(params, figures=of_itself))[0]}
+    assert by_name["rates"].baseline.name == "deeplab"
 
 
 def test_names_are_the_tables_and_reading_settings_needs_neither_torch_nor_matplotlib() -> None:

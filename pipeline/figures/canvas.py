@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import files
+from pipeline.pictures import HATCH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -215,25 +216,21 @@ def shade(colour: Sequence[int]) -> tuple[float, float, float]:
 
 
 def legend(sheet: Sheet, classes: Sequence[str], palette: Sequence[Sequence[int]], maps: Sequence[NDArray[np.uint8]]) -> None:
-    """The names of the classes that the maps have, below the panels."""
+    """The names of the classes that the maps have, below the panels, and of pixels without one."""
     from matplotlib.patches import Patch
 
-    found = sorted({int(value) for ids_HW in maps for value in np.unique(ids_HW) if value < len(classes)})
-    names = named(classes)
+    there = sorted({int(value) for ids_HW in maps for value in np.unique(ids_HW)})
+    found, names = [id_ for id_ in there if id_ < len(classes)], named(classes)
     fields = [Patch(facecolor=shade(palette[id_]), edgecolor="black", linewidth=0.3) for id_ in found]
     labels = [names[id_] for id_ in found]
+    if len(found) < len(there):
+        fields.append(Patch(facecolor=shade(HATCH[0]), edgecolor=shade(HATCH[1]), hatch="//////", linewidth=0))
+        labels.append("void")
     room = sheet.figure.get_figwidth() / (0.42 + widest(labels, 7))
-    columns = max(1, min(int(room), len(found)))
-    grow(sheet, 0.14 + 0.154 * -(-len(found) // columns))
+    columns = max(1, min(int(room), len(labels)))
+    grow(sheet, 0.14 + 0.154 * -(-len(labels) // columns))
     place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0), "ncols": columns, "frameon": False, "borderaxespad": 0.1}
     sheet.figure.legend(fields, labels, **place, fontsize=7, handlelength=1.1, handleheight=1.1, columnspacing=1.2)
-
-
-def matrices(count: int, classes: Sequence[str], title: tuple[str, str]) -> Sheet:
-    """A sheet for matrices over classes, side by side: each class gets a line's height."""
-    side = max(2.6, len(classes) * (0.17 if len(classes) <= 30 else 0.1))
-    room = 0.12 + widest(named(classes), name_size(len(classes)))
-    return sheet(1, count, title, size=(side, side), scales=range(count), margins=Margins(left=room, below=room))
 
 
 def widest(texts: Sequence[str], points: float) -> float:
@@ -241,11 +238,6 @@ def widest(texts: Sequence[str], points: float) -> float:
     from matplotlib.textpath import TextPath
 
     return max((TextPath((0, 0), text, size=points).get_extents().width / 72 for text in texts if text.strip()), default=0.1)
-
-
-def name_size(classes: int) -> float:
-    """Points of names on an axis: smaller where they are many, on a sheet that has grown."""
-    return 7.0 if classes <= 30 else 5.5
 
 
 def save(made: Sheet, path: Path) -> None:

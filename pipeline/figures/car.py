@@ -89,7 +89,7 @@ def dependencies(run: Run, baseline: Run | None, sample: Sample) -> canvas.Sheet
     """Fig. 4.5, of the run and of its baseline. ValueError: no class has a pixel."""
     classes = run.prepared.classes
     runs = [one for one in (baseline, run) if one is not None]
-    sheet = canvas.matrices(len(runs), classes, ("Dependency of classes", described(runs, sample)))
+    sheet = panels.matrices(len(runs), classes, ("Dependency of classes", described(runs, sample)))
     for one, panel in zip(runs, sheet.panels[0], strict=True):
         centres_KC, counts_K = centres(one, sample)
         if not counts_K.any():

@@ -36,7 +36,7 @@ def compatibility(run: Run, baseline: Run | None, sample: Sample) -> canvas.Shee
     """Fig. 5, and how far training has come."""
     classes = run.prepared.classes
     learned_KK, started_KK = penalties(run.model, run.config.crf.name)
-    sheet = canvas.matrices(2, classes, ("Learned label compatibility", f"{run.prepared.dataset} · {run.title}"))
+    sheet = panels.matrices(2, classes, ("Learned label compatibility", f"{run.prepared.dataset} · {run.title}"))
     shown = ((learned_KK, "penalty μ(row, column)", "penalty"), (learned_KK - started_KK, "change since training started", "change"))
     for panel, (values_KK, title, label) in zip(sheet.panels[0], shown, strict=True):
         most = max(float(np.abs(values_KK).max()), 1e-6)  # less is rounding

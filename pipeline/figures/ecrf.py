@@ -68,7 +68,7 @@ def class_weights(run: Run, baseline: Run | None, sample: Sample) -> canvas.Shee
         raise ValueError(f"no two classes touch in {sample.title}")
     names = canvas.named(classes)
     labels = [f"{names[one]} / {names[other]}" for one, other in zip(partners.classes_P, partners.partners_P, strict=True)]
-    points = canvas.name_size(len(labels))
+    points = panels.name_size(len(labels))
     room = 0.3 + canvas.widest(labels, points)
     size = (max(4.2, len(labels) * (0.3 if len(labels) <= 30 else 0.115)), 1.7)
     title = ("Similarity of adjacent classes' weights", described([baseline, run], sample))
@@ -164,7 +164,7 @@ def messages(run: Run, baseline: Run | None, shot: Shot) -> canvas.Sheet:
     canvas.outline(message, stretched(maps.window_hw, shot.size), around="black")
     for panel in (first, appearance, position, message):
         panels.mark(panel, shot.pixel)
-    panels.numbers(sheet, taps, taps_of(module, maps, place), "(e) the messages that k adds up")
+    panels.numbers(sheet, taps, taps_of(module, maps, place), "(e) the messages that k adds up", "weight")
     if run.maps is None or not module.superpixel_weight:
         canvas.note(region, "(f) no superpixels in this run")
     else:

@@ -42,8 +42,8 @@ def heat(sheet: canvas.Sheet, panel: canvas.Panel, values_HW: NDArray[Any], titl
         canvas.scale(sheet, panel, drawn, label)
 
 
-def numbers(sheet: canvas.Sheet, panel: canvas.Panel, values_NN: NDArray[Any], title: str) -> None:
-    """A small square of numbers, written into their fields."""
+def numbers(sheet: canvas.Sheet, panel: canvas.Panel, values_NN: NDArray[Any], title: str, label: str) -> None:
+    """A small square of numbers with its scale, written into their fields."""
     values_NN = np.ma.masked_invalid(values_NN)
     drawn = panel.imshow(values_NN, cmap=canvas.SEQUENTIAL)
     middle = (float(values_NN.min()) + float(values_NN.max())) / 2
@@ -52,7 +52,7 @@ def numbers(sheet: canvas.Sheet, panel: canvas.Panel, values_NN: NDArray[Any], t
             colour = "black" if value > middle else "white"
             panel.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)
     canvas.bare(panel, title)
-    canvas.scale(sheet, panel, drawn, "")
+    canvas.scale(sheet, panel, drawn, label)
 
 
 def mark(panel: canvas.Panel, pixel: tuple[int, int], size: float = 6.0) -> None:
@@ -85,13 +85,25 @@ def changes(panel: canvas.Panel, before_HW: NDArray[np.uint8], after_HW: NDArray
     canvas.key(panel, list(CHANGES), list(CHANGES.values()))
 
 
+def matrices(count: int, classes: Sequence[str], title: tuple[str, str]) -> canvas.Sheet:
+    """A sheet for matrices over classes, side by side: each class gets a line's height."""
+    side = max(2.6, len(classes) * (0.17 if len(classes) <= 30 else 0.1))
+    room = 0.12 + canvas.widest(canvas.named(classes), name_size(len(classes)))
+    return canvas.sheet(1, count, title, size=(side, side), scales=range(count), margins=canvas.Margins(left=room, below=room))
+
+
+def name_size(classes: int) -> float:
+    """Points of names on an axis: smaller where they are many, on a sheet that has grown."""
+    return 7.0 if classes <= 30 else 5.5
+
+
 def matrix(sheet: canvas.Sheet, panel: canvas.Panel, values_KK: NDArray[Any], classes: Sequence[str], title: str, *,
            colours: str = canvas.SEQUENTIAL, limits: tuple[float, float], label: str = "") -> None:  # fmt: skip
     """A matrix over classes with their names on both axes."""
     drawn = panel.imshow(values_KK, cmap=colours, vmin=limits[0], vmax=limits[1])
     names, places = canvas.named(classes), range(len(classes))
-    panel.set_xticks(places, names, rotation=90, fontsize=canvas.name_size(len(classes)))
-    panel.set_yticks(places, names, fontsize=canvas.name_size(len(classes)))
+    panel.set_xticks(places, names, rotation=90, fontsize=name_size(len(classes)))
+    panel.set_yticks(places, names, fontsize=name_size(len(classes)))
     panel.tick_params(length=2, width=0.4, pad=2)
     canvas.heading(panel, title)
     canvas.scale(sheet, panel, drawn, label)
