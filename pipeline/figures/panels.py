@@ -50,7 +50,7 @@ def numbers(sheet: canvas.Sheet, panel: canvas.Panel, values_NN: NDArray[Any], t
     for (row, column), value in np.ndenumerate(values_NN.filled(np.nan)):
         if not np.isnan(value) and len(values_NN) <= 7:
             colour = "black" if value > middle else "white"
-            panel.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)
+            panel.text(column, row, f"{value:#.3g}".rstrip("."), ha="center", va="center", fontsize=7, color=colour)
     canvas.bare(panel, title)
     canvas.scale(sheet, panel, drawn, label)
 
