@@ -122,5 +122,5 @@ def read_weights(path: Path) -> Weights:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: train the run first") from None
     except DAMAGE as error:
-        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        reason = f"{type(error).__name__} {error}".splitlines()[0].split(". ")[0]  # torch goes on about its own settings
         raise UserError(f"{path} is no weights file of this project, or damaged ({reason})") from None

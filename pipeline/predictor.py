@@ -122,10 +122,11 @@ def large_images() -> Iterator[None]:
 
 def device_of(name: str | None) -> torch.device:
     """A device by its name; without one the GPU, where there is one."""
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise UserError(f"device {name} is unknown: cpu, cuda, or one of several GPUs, such as cuda:1") from None
+    with contextlib.suppress(RuntimeError):
+        found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if found.type != "meta":  # which computes no numbers
+            return found
+    raise UserError(f"device {name} is unknown: cpu, cuda, or one of several GPUs, such as cuda:1")
 
 
 def fixed_window(config: Config, window: tuple[int, int] | None) -> tuple[int, int] | None:
