@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from models.segmenter import Segmenter
 from pipeline import card, files, graph, prepared, released, store
-from pipeline.checkpoint import Weights, read_weights
+from pipeline.checkpoint import Weights
 from pipeline.errors import UserError
 from pipeline.graph import Check, Inputs, Traced
 from pipeline.pictures import chosen
-from pipeline.predictor import palette_of, restored_on, weights_file
-from pipeline.schema import Config
+from pipeline.predictor import restored_on, weights_of
+from pipeline.schema import Config, SuperpixelSet
 from pipeline.superpixels import label_map
 
 SPLITS = ("val", "train", "test")  # the first of these that the dataset has is checked on
@@ -24,46 +25,71 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be exported: a run's name or weights file, a seed (None: the first), where to, formats, images (none: the dataset's)."""
+    """What is to be exported, where to, and what it is checked on."""
 
-    run: str
-    seed: int | None
+    run: str  # a name, a weights file, an export or models:/NAME/VERSION
+    seed: int | None  # None: the first
     out: Path
     formats: tuple[str, ...]
-    images: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()  # none: the dataset's
 
 
 def export(order: Order) -> Iterator[str]:
     """Write what is ordered, telling line by line what was done.
 
-    UserError: no such run, no images to check on, a method without such a form, a check that fails (its file is then removed).
+    UserError: no such run, no images to check on, a method without such a form, a check that fails (its file is then removed), a folder
+    that has another README.md.
     """
-    path = weights_file(order.run, order.seed)
-    weights = read_weights(path)
-    palette = palette_of(weights.classes, path)
-    images = pictures(weights, order)
+    check_folder(order.out)
+    path, weights, palette = weights_of(order.run, order.seed)
+    graphs = [name for name in ("onnx", "torch") if name in order.formats]
+    images = pictures(weights, order) if graphs else []
     model = restored_on(CPU, weights, path).model
+    traced = traced_of(model, weights.config, images, order.run) if graphs else None
+    clear(order.out)
     written = []
     if "safetensors" in order.formats:
         released.write(order.out, weights, palette)
         written.append(card.File(released.WEIGHTS, f"the weights, with {released.CONFIG}", None))
-        yield f"{released.WEIGHTS}, {released.CONFIG}: {sum(tensor.numel() for tensor in weights.state.values()):,} numbers"
-    if wanted := [name for name in ("onnx", "torch") if name in order.formats]:
-        settings, size = weights.config.superpixel_set, traced_size(weights.config, images[0])
-        first = inputs_of(fitted(images[0], size), settings)
-        example: Inputs = tuple(torch.cat([part, part.flip(-1)]) for part in first)
-        try:
-            traced = graph.trace(model, example)
-        except UserError as error:
-            raise UserError(f"run {order.run}: {error}; --format safetensors takes any method") from None
-        trials = [example, *trial_inputs(images, traced, weights.config)]
-        reference = graph.original(model)
-        for name in wanted:
+        yield f"{released.WEIGHTS}, {released.CONFIG}: {sum(tensor.numel() for tensor in weights.state.values()):,} parameters and buffers"
+    if traced is not None:
+        trials, reference = trial_inputs(images, traced, weights.config), graph.original(model)
+        for name in graphs:
             file = written_file(name, traced, weights, order.out)
             check = checked(file, graph.check(graph.onnx_runner(file) if name == "onnx" else graph.torch_runner(file), reference, trials))
             written.append(card.File(file.name, size_words(traced), check))
             yield f"{file.name}: {card.words(check)}; {size_words(traced)}"
     files.write_bytes(order.out / card.NAME, card.text(weights, palette, written, card.scores(weights)).encode())
+    yield f"{weights.config.name}, seed {weights.config.seed}, is exported > {order.out}; its card: {order.out / card.NAME}"
+
+
+def check_folder(out: Path) -> None:
+    """UserError where the files cannot go there: a file, or a folder with another README.md, as a project's own."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
+    if (readme := out / card.NAME).exists() and not card.is_card(readme):
+        raise UserError(f"{readme} is no card of an export, and would be lost: name a folder of its own with --out")
+
+
+def clear(out: Path) -> None:
+    """Take an earlier export out of the folder, so that it has the files of one run, all of them on its card."""
+    if (out / card.NAME).exists():
+        for name in (card.NAME, graph.ONNX, graph.TORCH, released.WEIGHTS, released.CONFIG):
+            (out / name).unlink(missing_ok=True)
+
+
+def traced_of(model: Segmenter, config: Config, images: Sequence[Image.Image], run: str) -> Traced:
+    """The network's graph, traced with an image and its mirror image as a batch; UserError where it has none."""
+    first = inputs_of(fitted(images[0], traced_size(config, images[0])), config.superpixel_set)
+    try:
+        return graph.trace(model, paired(first), free=config.crf.options.get("position") is None)
+    except UserError as error:
+        raise UserError(f"run {run}: {error}; --format safetensors takes any method") from None
+
+
+def paired(inputs: Inputs) -> Inputs:
+    """A batch of one and its mirror image."""
+    return tuple(torch.cat([part, part.flip(-1)]) for part in inputs)
 
 
 def written_file(name: str, traced: Traced, weights: Weights, out: Path) -> Path:
@@ -92,12 +118,7 @@ def size_words(traced: Traced) -> str:
 def pictures(weights: Weights, order: Order) -> list[Image.Image]:
     """The images to check on: those that were named, or some of the run's dataset."""
     if order.images:
-        try:
-            return [prepared.rgb(Path(file)) for file in order.images]
-        except UserError as error:
-            raise UserError(f"--images: {error}") from None
-    if "onnx" not in order.formats and "torch" not in order.formats:
-        return []
+        return [named(file) for file in order.images]
     dataset, otherwise = weights.config.data.dataset, "name images to check on: --images FILES"
     if not store.PREPARED.is_file():
         raise UserError(f"{store.PREPARED} does not exist, so that there are no images of {dataset} to check on: {otherwise}")
@@ -110,6 +131,14 @@ def pictures(weights: Weights, order: Order) -> list[Image.Image]:
         raise UserError(f"{store.PREPARED} has no images: {otherwise}")
     pairs = found.splits[split]
     return [prepared.open_image(pairs[index]) for index in chosen(len(pairs))[:4]]
+
+
+def named(file: str) -> Image.Image:
+    """An image of the command line; UserError: why it is none."""
+    try:
+        return prepared.rgb(Path(file))
+    except UserError as error:
+        raise UserError(f"--images {file}: {error}") from None
 
 
 def traced_size(config: Config, image: Image.Image) -> tuple[int, int]:
@@ -129,21 +158,22 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return larger.crop((left, top, left + size[1], top + size[0]))
 
 
-def inputs_of(image: Image.Image, settings: object) -> Inputs:
+def inputs_of(image: Image.Image, settings: SuperpixelSet | None) -> Inputs:
     """A batch of one image in [0, 1], with its superpixels where there are settings of some."""
     pixels_HW3 = np.asarray(image, np.uint8)
     image_13HW = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)[None].contiguous().float() / 255
     if settings is None:
         return (image_13HW,)
-    return image_13HW, torch.from_numpy(label_map(pixels_HW3, settings)).long()[None]  # pyrefly: ignore[bad-argument-type]
+    return image_13HW, torch.from_numpy(label_map(pixels_HW3, settings)).long()[None]
 
 
 def trial_inputs(images: Sequence[Image.Image], traced: Traced, config: Config) -> list[Inputs]:
-    """The images that a written graph is tried on: as they are and one at three quarters, or all at the only size."""
+    """What a written graph is tried on: the images, the first also in a batch and at three quarters, or all at the only size."""
     settings = config.superpixel_set
-    if not traced.free:
-        return [inputs_of(fitted(image, traced.size), settings) for image in images]
-    sizes = [traced_size(config, image) for image in images]
+    sizes = [traced_size(config, image) if traced.free else traced.size for image in images]
     trials = [inputs_of(fitted(image, size), settings) for image, size in zip(images, sizes, strict=True)]
+    trials.insert(0, paired(trials[0]))
+    if not traced.free:
+        return trials
     smaller = max(1, 3 * sizes[0][0] // 4), max(1, 3 * sizes[0][1] // 4 + 1)
     return [*trials, inputs_of(images[0].resize(smaller[::-1]), settings)]

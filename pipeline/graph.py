@@ -64,8 +64,8 @@ def missing_libraries() -> list[str]:
     return [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
 
 
-def trace(model: Segmenter, example: Inputs) -> Traced:
-    """The graph with free batch, height and width where the network allows it, else with the example's height and width.
+def trace(model: Segmenter, example: Inputs, *, free: bool = True) -> Traced:
+    """The graph with a free batch and `free` height and width, or the example's.
 
     UserError: the reason why there is none. The example has a batch of at least 2, or its 1 would be taken for a constant.
     """
@@ -74,16 +74,10 @@ def trace(model: Segmenter, example: Inputs) -> Traced:
     except ValueError as error:
         raise UserError(f"it has no form for other programs: {error}") from None
     names = ("image", "superpixels")[: len(example)]
-    size = size_of(example[0])
     try:
-        return Traced(_traced(portable, example, names, free=True), True, names, size)
-    except Exception:  # torch raises errors of many kinds where a graph has one size only; the second trace says what is wrong
-        pass
-    try:
-        return Traced(_traced(portable, example, names, free=False), False, names, size)
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"torch.export cannot trace it: {reason[:200]}") from None
+        return Traced(_traced(portable, example, names, free=free), free, names, size_of(example[0]))
+    except Exception as error:  # of many kinds
+        raise UserError(f"torch.export cannot trace it: {told(error)}") from None
 
 
 def _traced(portable: Portable, example: Inputs, names: Sequence[str], *, free: bool) -> Any:
@@ -98,10 +92,16 @@ def _traced(portable: Portable, example: Inputs, names: Sequence[str], *, free: 
             first = 2 if name == "image" else 1
             axes[name] |= {first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC}
     with quiet(), torch.no_grad(), settings.patch(backed_size_oblivious=True):
+        portable.settle(*example)
         program = torch.export.export(portable, example, dynamic_shapes=axes, strict=False)
     if ours := sorted({str(node.target) for node in program.graph.nodes if str(node.target).startswith("segmentation.")}):
         raise RuntimeError(f"its graph has operations of this project: {', '.join(ours)}")
     return program
+
+
+def told(error: Exception) -> str:
+    """The first line of an error of torch's, whose others are whole graphs."""
+    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:200]
 
 
 @contextlib.contextmanager
@@ -124,8 +124,7 @@ def write_torch(traced: Traced, path: Path) -> None:
         try:
             torch.export.save(traced.program, buffer)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"torch.export cannot write it: {reason}") from None
+            raise UserError(f"torch.export cannot write it: {told(error)}") from None
     files.write_bytes(path, buffer.getvalue())
 
 
@@ -138,8 +137,7 @@ def write_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
                 traced.program, (), dynamo=True, verbose=False, input_names=list(traced.names), output_names=["logits"], optimize=True
             )
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UserError(f"torch.onnx cannot write it: {reason[:200]}") from None
+            raise UserError(f"torch.onnx cannot write it: {told(error)}") from None
         assert made is not None
         model = made.model_proto
     free = axes if traced.free else axes[:1]
@@ -196,11 +194,15 @@ def original(model: Segmenter) -> Runner:
 
 
 def check(runner: Runner, reference: Runner, inputs: Sequence[Inputs]) -> Check:
-    """Compare what two give for each of the inputs."""
+    """Compare what two give for each of the inputs. UserError: the runner's graph does not run, or gives another shape."""
     difference = largest = 0.0
     equal = pixels = 0
     for each in inputs:
-        found_BKHW, wanted_BKHW = runner(each), reference(each)
+        wanted_BKHW = reference(each)
+        try:
+            found_BKHW = runner(each)
+        except Exception as error:  # of many kinds
+            raise UserError(f"the exported file does not run on {tuple(each[0].shape)}: {told(error)}") from None
         if found_BKHW.shape != wanted_BKHW.shape:
             raise UserError(f"the exported file gives {found_BKHW.shape}, the network {wanted_BKHW.shape}")
         gap = np.abs(found_BKHW - wanted_BKHW).max()

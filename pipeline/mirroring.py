@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline import lifeline
 from pipeline.attempt import ATTEMPT, Attempt, address, read_attempt, reason, shown
+from pipeline.mlflow_copy import Copy
 from pipeline.search_tracking import SearchCopy
-from pipeline.tracking import Copy
 
 
 def follow(file: Path, every: float) -> None:
@@ -77,7 +77,10 @@ def main(arguments: list[str]) -> None:
 
 
 def send_evaluation(order: Mapping[str, Any]) -> None:
-    """What `mirror_results` ordered: the records first, where they belong to these weights, then the numbers."""
+    """What `mirror_results` ordered: the records first, where they belong to these weights, then the numbers.
+
+    The pictures are of the first seed; what is a mean over several seeds is no number of one.
+    """
     results = order["results"]
     folder = Path(order["pictures"]) if order["pictures"] else None
     pictures = [] if folder is None else [*sorted(folder.glob("*.png")), *folder.parent.glob("grid.png")]
@@ -90,8 +93,11 @@ def send_evaluation(order: Mapping[str, Any]) -> None:
                 attempt = recorded
         copy = Copy(attempt)
         copy.send(attempt)
-        shared = {key: results[key] for key in ("cost", "images", "adjacent_class_weight_cosine") if key in results}
-        copy.send_results(results["evaluation"], {key: value for key, value in values.items() if key != "seed"} | shared, pictures)
+        alone = len(results["per_seed"]) == 1
+        shared = {key: results[key] for key in ("images", *(["adjacent_class_weight_cosine"] if alone else [])) if key in results}
+        cost = {"cost": results.get("cost", {}) | values.get("cost", {})}  # the seed's own where they are told apart
+        numbers = {key: value for key, value in values.items() if key != "seed"} | shared | cost
+        copy.send_results(results["evaluation"], numbers, pictures if values is results["per_seed"][0] else [])
 
 
 if __name__ == "__main__":

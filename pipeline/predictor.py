@@ -155,7 +155,10 @@ def weights_of(run: str | Path, seed: int | None) -> tuple[Path, Weights, tuple[
 
         run = registry.downloaded(str(run))
     if released.is_released(Path(run)):
-        return Path(run), *released.read(Path(run))
+        weights, palette = released.read(Path(run))
+        if seed not in (None, weights.config.seed):
+            raise UserError(f"{run} is of seed {weights.config.seed}, not {seed}")
+        return Path(run), weights, palette
     path = weights_file(run, seed)
     weights = read_weights(path)
     return path, weights, palette_of(weights.classes, path)

@@ -10,16 +10,17 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline import files, released, tracking
+from models.backbone import libraries
+from pipeline import files, mlflow_copy, released
 from pipeline.attempt import Attempt, address, identity, reason, shown
 from pipeline.errors import UserError
 
-# What models/ and pipeline/ import to predict.
+# What models/ and pipeline/ import to predict, besides what the backbone needs.
 REQUIREMENTS = ("torch", "torchvision", "timm", "numpy", "pillow", "pydantic", "pyyaml", "rich", "safetensors", "scikit-image", "scipy")
 
 
@@ -42,35 +43,37 @@ def register(folder: Path, name: str) -> str:
             return f"models:/{name}/{known[0].version} is this run already"
         if not client.search_registered_models(f"name = '{name}'"):  # a name that MLflow refuses leaves nothing behind
             client.create_registered_model(name)
-        run = tracking.find(client, attempt) or tracking.begin(client, attempt)
-        with tracking.library().start_run(run_id=run.info.run_id), tempfile.TemporaryDirectory() as space:
+        run = mlflow_copy.find(client, attempt) or mlflow_copy.begin(client, attempt)
+        with mlflow_copy.library().start_run(run_id=run.info.run_id), tempfile.TemporaryDirectory() as space:
             for part in (*parts, "README.md"):
                 shutil.copy(folder / part, space)
-            made = log_model(Path(space))
+            made = log_model(Path(space), (*REQUIREMENTS, *libraries(config.backbone.name)))
+        if run.info.end_time is not None:  # to log a model is no part of the training
+            client.set_terminated(run.info.run_id, run.info.status, run.info.end_time)
         tags = {**identity(attempt), "content": content}
         version_of = client.create_model_version(name, made.model_uri, run.info.run_id, tags=tags, model_id=made.model_id)
     return f"models:/{name}/{version_of.version} at {shown(address())}"
 
 
-def log_model(folder: Path) -> Any:
+def log_model(folder: Path, requirements: Sequence[str]) -> Any:
     """The files as a pyfunc model with this project's code. Its inputs have no schema: arrays of any size and paths are taken."""
     import numpy as np
 
-    mlflow, root = tracking.library(), Path(__file__).parent.parent
+    mlflow, root = mlflow_copy.library(), Path(__file__).parent.parent
     labels = mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype("uint8"), (-1, -1), "labels")])
     with tempfile.TemporaryDirectory() as space, contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):  # its advice
         for part in ("models", "pipeline"):
             shutil.copytree(root / part, Path(space, part), ignore=shutil.ignore_patterns("__pycache__"))
         return mlflow.pyfunc.log_model(
             name="model", loader_module="pipeline.served", data_path=str(folder), code_paths=[f"{space}/models", f"{space}/pipeline"],
-            signature=mlflow.models.ModelSignature(outputs=labels), pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+            signature=mlflow.models.ModelSignature(outputs=labels), pip_requirements=[f"{name}=={version(name)}" for name in requirements],
         )  # fmt: skip
 
 
 def downloaded(uri: str) -> Path:
     """The exported files of `models:/NAME/VERSION`, or of an alias, `models:/NAME@ALIAS`; UserError where they cannot be had."""
     with client_for(f"{uri} cannot be had"):
-        folder = Path(tracking.library().artifacts.download_artifacts(artifact_uri=uri))
+        folder = Path(mlflow_copy.library().artifacts.download_artifacts(artifact_uri=uri))
         found = sorted(path for path in folder.glob(f"**/{released.CONFIG}") if released.is_released(path))
     if not found:
         raise UserError(f"{uri} is no model that stages.export registered")
@@ -85,7 +88,7 @@ def client_for(failed: str) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's and its libraries' about themselves
-            yield tracking.connect()
+            yield mlflow_copy.connect()
     except UserError:
         raise
     except Exception as error:

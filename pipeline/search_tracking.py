@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline import files
 from pipeline.attempt import Attempt, read_attempt
-from pipeline.tracking import Copy, excused, finish, installed, start
+from pipeline.mlflow_copy import Copy
+from pipeline.tracking import excused, finish, installed, origin, start
 from pipeline.trials import BEST, TABLE, Outcome, Trials, place
 
 ORDER = "mlflow.json"
@@ -38,6 +39,7 @@ def mirrored(folder: Path, experiment: str, run: str, fingerprint: str, settings
         return
     process, status = None, "KILLED"
     with excused(str(folder)):
+        attempt = replace(attempt, tags=origin("python -m stages.tune"))
         files.write_json(folder / ORDER, asdict(attempt))
         process = start("search", str(folder / ORDER), str(EVERY))
     try:
@@ -76,13 +78,13 @@ class SearchCopy:
     def send_trial(self, search: Attempt, parent: str, outcome: Outcome) -> None:
         """A trial's run, nested in the search's."""
         folder = self.file.parent
-        tags = {"mlflow.parentRunId": parent, "trial": str(outcome.number + 1), "state": outcome.state, "reason": outcome.reason or ""}
+        own = {"mlflow.parentRunId": parent, "trial": str(outcome.number + 1), "state": outcome.state, "reason": outcome.reason or ""}
         trial = replace(
             search,
             name=f"{search.name} trial {outcome.number + 1}",
             fingerprint=f"{search.fingerprint}-{place(folder, outcome.values).name}",
             settings={path: value if isinstance(value, str) else json.dumps(value) for path, value in outcome.values.items()},
-            tags=tags,
+            tags={**search.tags, **own},
             status=STATUS[outcome.state],
         )
         Copy(trial).send(trial, [{"step": steps, "miou": miou} for steps, miou in outcome.scores])

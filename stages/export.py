@@ -28,7 +28,6 @@ def main() -> None:
     chosen = formats(options.format, graph.missing_libraries())
     for line in export(Order(options.run, options.seed, options.out, chosen, tuple(options.images or ()))):
         print(line, flush=True)
-    print(f"{options.run} is exported > {options.out}; its card: {options.out / 'README.md'}")
     if options.register:
         from pipeline import registry
 
@@ -38,7 +37,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="uv run python -m stages.export", description="Export a finished run for other programs.")
-    parser.add_argument("--run", required=True, help="a run of runs/, or a weights file (.pt)")
+    parser.add_argument("--run", required=True, help="a run of runs/, a weights file (.pt), an export, or models:/NAME/VERSION")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the files go")
     parser.add_argument("--seed", type=int, help="which seed of the run; the first one otherwise")
     parser.add_argument("--format", nargs="+", choices=FORMATS, help="all that are installed otherwise")

@@ -1,28 +1,32 @@
 """Exported files: they compute what the network computes, at other sizes too, and load where they should."""
 
+import base64
+import contextlib
 import json
+import os
+import re
+import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import Project
 from PIL import Image
-from torch import Tensor, nn
+from test_portable import smooth
+from torch import nn
 
-from models.portable import FORMS, Portable
-from models.segmenter import build
-from pipeline import card, config, export, graph, prepared, registry, released, store
+from pipeline import card, config, export, graph, mlflow_copy, prepared, registry, released, store
+from pipeline.attempt import Attempt
 from pipeline.checkpoint import read_weights
 from pipeline.errors import UserError
 from pipeline.graph import Check
 from pipeline.predictor import Predictor
 from pipeline.served import Served
-
-HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -41,101 +45,6 @@ def run(project: Path) -> Callable[..., int]:
     return lambda *arguments: made.stage("export", *map(str, arguments))
 
 
-def methods() -> dict[str, Any]:
-    """The default methods, and others whose parts have plain forms of their own."""
-    return dict(config.load(HERE / "params.yaml").methods)
-
-
-@pytest.mark.parametrize("name", list(methods()))
-@torch.no_grad()
-def test_plain_forms_compute_what_the_default_methods_compute(name: str) -> None:
-    """With weights away from their start: batch norms, crfs and flows that do something."""
-    torch.manual_seed(0)
-    chosen = methods()[name]
-    model = shaken(build(chosen, 5))
-    plain = Portable(model)
-    reference = graph.original(model)
-    for size in ((64, 96), (50, 75), (33, 120)):
-        image = smooth(2, *size)
-        superpixels = (torch.arange(size[0])[:, None] // 7 * 20 + torch.arange(size[1]) // 9 - 5).expand(2, *size)
-        inputs = (image, superpixels) if chosen.superpixel_set else (image,)
-        wanted = torch.from_numpy(reference(inputs))
-        assert wanted.std() > 0.01
-        torch.testing.assert_close(plain(*inputs), wanted, atol=2e-4 * float(wanted.abs().max()), rtol=0)
-
-
-def shaken(model: nn.Module) -> Any:
-    """The network in eval mode, with random weights everywhere and none that is tiny."""
-    for parameter in model.parameters():
-        parameter += 0.1 * parameter.std(correction=0).clamp(min=0.05) * torch.randn_like(parameter)
-    for name, values in model.named_buffers():
-        if name.endswith("running_mean"):
-            values += 0.1 * torch.randn_like(values)
-    return model.eval()
-
-
-def smooth(batch: int, height: int, width: int) -> Tensor:
-    coarse = torch.rand(batch, 3, height // 8 + 1, width // 8 + 1)
-    return nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-
-
-OTHERS = {
-    "pair": {"crf": {"name": "embedded", "compatibility": "pair", "normalization": "absolute", "centre": False}},
-    "count": {"crf": {"name": "embedded", "normalization": "count", "superpixel_weight": 0}},
-    "class": {"crf": {"name": "mean_field", "weights": "class", "normalization": "symmetric", "learn_bandwidths": True}},
-    "conv": {
-        "crf": {"name": "conv", "filter_size": 5, "blur": 1, "stride": 4, "start": "logits", "compatibility": True, "theta_alpha": 9.0}
-    },
-    "attention": {"head": {"name": "attention", "width": 16, "key_width": 8}},
-    "full": {"head": {"name": "caa", "width": 16, "key_width": 8, "output_width": 16, "attention": "full"}},
-    "psp": {"head": {"name": "psp", "width": 16}},
-    "unshared": {"head": {"name": "ksac", "width": 16, "rates": [1, 3], "shared": False}},
-}
-
-
-@pytest.mark.parametrize("name", list(OTHERS))
-@torch.no_grad()
-def test_plain_forms_of_other_options(name: str) -> None:
-    torch.manual_seed(0)
-    project = Project(Path())
-    entry = {"head": {"name": "fcn", "width": 16}, "crf": {"name": "unary"}, "loss": {"name": "cross_entropy"}, "superpixels": "slic"}
-    project.params["methods"] = {"one": {**entry, **OTHERS[name]}}
-    chosen = parsed(project.params)
-    model = shaken(build(chosen, 5))
-    image = smooth(2, 50, 75)
-    superpixels = torch.randint(-1, 40, (2, 6, 9)).repeat_interleave(9, 1).repeat_interleave(9, 2)[:, :50, :75]
-    wanted = torch.from_numpy(graph.original(model)((image, superpixels)))
-    torch.testing.assert_close(Portable(model)(image, superpixels), wanted, atol=2e-4 * float(wanted.abs().max()), rtol=0)
-
-
-def parsed(params: dict[str, Any]) -> Any:
-    """The config of the method `one`."""
-    import tempfile
-
-    import yaml
-
-    params = {**params, "finetunes": {}, "evaluations": {"one": {"of": "one"}}, "launch": "local"}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "params.yaml")
-        file.write_text(yaml.safe_dump(params))
-        return config.load(file).methods["one"]
-
-
-def test_every_plain_form_is_tried() -> None:
-    """The two tests above between them meet each entry of the table."""
-    met: set[type] = set()
-    for chosen in methods().values():
-        with torch.device("meta"):
-            met |= {type(module) for module in build(chosen, 5).modules()}
-    for name in OTHERS:
-        project = Project(Path())
-        entry = {"head": {"name": "fcn", "width": 16}, "crf": {"name": "unary"}, "loss": {"name": "cross_entropy"}, "superpixels": "slic"}
-        project.params["methods"] = {"one": {**entry, **OTHERS[name]}}
-        with torch.device("meta"):
-            met |= {type(module) for module in build(parsed(project.params), 5).modules()}
-    assert set(FORMS) <= met
-
-
 def test_export_writes_checked_files_that_run_alone(run: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """ONNX by onnxruntime and .pt2 by torch, on a size, a batch and superpixels that no check had."""
     pytest.importorskip("onnxruntime")
@@ -148,12 +57,13 @@ def test_export_writes_checked_files_that_run_alone(run: Callable[..., int], tmp
         "README.md", "config.json", "model.onnx", "model.pt2", "model.safetensors",
     ]  # fmt: skip
     model = Predictor.load("ecrf", device="cpu").network.model
+    runners = graph.onnx_runner(tmp_path / "out/model.onnx"), graph.torch_runner(tmp_path / "out/model.pt2")
     torch.manual_seed(1)
     for batch, height, width in ((1, 40, 60), (3, 57, 83)):
         superpixels = torch.arange(height * width).view(1, height, width).expand(batch, -1, -1) // 50 * 977 - 3000
         inputs = (smooth(batch, height, width), superpixels.contiguous())
         wanted = graph.original(model)(inputs)
-        for runner in (graph.onnx_runner(tmp_path / "out/model.onnx"), graph.torch_runner(tmp_path / "out/model.pt2")):
+        for runner in runners:
             np.testing.assert_allclose(runner(inputs), wanted, atol=1e-3)
     import onnxruntime
 
@@ -165,13 +75,39 @@ def test_export_writes_checked_files_that_run_alone(run: Callable[..., int], tmp
         "logits": ("tensor(float)", ["batch", 9, "height", "width"]),
     }
     assert session.get_modelmeta().custom_metadata_map["run"] == "ecrf"
-    text = (tmp_path / "out/README.md").read_text()
-    results = json.loads(Path("results/ecrf.json").read_text())
+    text, results = (tmp_path / "out/README.md").read_text(), json.loads(Path("results/ecrf.json").read_text())["single_scale"]
     for words in (
-        "# ecrf: semantic segmentation of scenes", "float32 [batch", "n_segments=30",
-        f"{100 * results['single_scale']['miou']:.2f}", read_weights(Path("runs/ecrf/weights/seed-0.pt")).fingerprint, "Apache-2.0",
+        "# ecrf: semantic segmentation of scenes", "float32 [batch", read_weights(Path("runs/ecrf/weights/seed-0.pt")).fingerprint,
+        f"| `ecrf` | 4 images of val | {100 * results['miou']:.2f} |", f"| {100 * max(results['iou'].values()):.2f} |\n",
     ):  # fmt: skip
         assert words in text
+    wanted = np.concatenate([labels_of_card_image(model, tmp_path / "out")] * 2)
+    np.testing.assert_array_equal(labels_by_card(text, tmp_path / "out"), wanted)
+
+
+def labels_of_card_image(model: nn.Module, folder: Path) -> np.ndarray:
+    """Put an image of another size than was traced where the card's code has it, and give the network's labels of it."""
+    pair = prepared.pairs(prepared.read(), "val")[1]
+    with Image.open(store.path("images", pair.image)) as image:
+        image.convert("RGB").crop((3, 5, 60, 46)).save(folder / "street.jpg")
+    inputs = export.inputs_of(prepared.rgb(folder / "street.jpg"), config.load(Path("params.yaml")).superpixels["slic"])
+    assert inputs[1].max() > 5
+    return graph.original(model)(inputs).argmax(1)  # type: ignore[arg-type]
+
+
+def labels_by_card(text: str, folder: Path) -> np.ndarray:
+    """What the card's code for ONNX and torch, as it stands, finds without this project: both label maps."""
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Predictor" not in block]
+    assert len(blocks) == 3
+    lines = [
+        *blocks[:2],
+        "first = labels\n",
+        blocks[2],
+        "np.save('found.npy', [first, labels])\nimport sys\nassert 'pipeline' not in sys.modules\n",
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", "".join(lines)], cwd=folder, env=environment, check=True)
+    return np.load(folder / "found.npy")
 
 
 def test_safetensors_give_the_same_predictions(run: Callable[..., int], tmp_path: Path) -> None:
@@ -186,6 +122,42 @@ def test_safetensors_give_the_same_predictions(run: Callable[..., int], tmp_path
     before, after = read_weights(Path("runs/ecrf/weights/seed-0.pt")), released.read(tmp_path)[0]
     assert all(torch.equal(tensor, after.state[name]) for name, tensor in before.state.items())
     assert (before.fingerprint, before.config.head, before.superpixels) == (after.fingerprint, after.config.head, after.superpixels)
+
+
+def test_a_folder_has_the_files_of_one_export_and_an_export_can_be_exported(
+    run: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one, other, names = tmp_path / "one", tmp_path / "other", ["README.md", "config.json", "model.safetensors"]
+    assert run("--run", "ecrf", "--out", one, "--format", "safetensors") == 0
+    (one / "model.onnx").write_bytes(b"of an earlier export")
+    (one / "notes.txt").write_text("mine")
+    for goal in (one, other):
+        assert run("--run", one, "--out", goal, "--format", "safetensors") == 0
+        assert f"ecrf, seed 0, is exported > {goal}" in capfd.readouterr().out
+        for name in names:
+            assert (goal / name).read_bytes() == (one / name).read_bytes()
+    assert sorted(path.name for path in one.iterdir()) == [*names, "notes.txt"]
+    with pytest.raises(UserError, match="is of seed 0, not 4"):
+        Predictor.load(one, seed=4)
+
+
+def test_what_is_no_export_is_not_written_over(run: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("# My project\n")
+    assert run("--run", "ecrf", "--out", tmp_path, "--format", "safetensors") == 2
+    assert "README.md is no card of an export, and would be lost: name a folder of its own with --out" in capfd.readouterr().err
+    assert run("--run", "ecrf", "--out", tmp_path / "README.md", "--format", "safetensors") == 2
+    assert "README.md is a file: name a folder" in capfd.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["# My project\n"]
+
+
+def test_a_card_has_the_scores_of_its_weights_alone(project: Path) -> None:
+    weights = read_weights(Path("runs/ecrf/weights/seed-0.pt"))
+    found = card.scores(weights)
+    assert [entry["evaluation"] for entry in found] == ["ecrf"]
+    assert card.scores(replace(weights, fingerprint="0" * 16)) == []
+    after_crf = {**found[0], "evaluation": "vanilla", "dense_crf": {}}
+    assert "| `vanilla`, with a dense CRF after it, in none of the files | 4 images of val |" in card.table_of([*found, after_crf])
+    assert "IoU" not in card.classes(weights.classes, [(0, 0, 0)] * 9, [after_crf])
 
 
 def test_damaged_exports_are_named(run: Callable[..., int], tmp_path: Path) -> None:
@@ -211,7 +183,7 @@ def test_damaged_exports_are_named(run: Callable[..., int], tmp_path: Path) -> N
     [
         (["--run", "nobody"], "run nobody has no weights in runs/nobody/weights: train it first; runs that are finished: ecrf"),
         (["--run", "ecrf", "--seed", "4"], "run ecrf has no seed 4; it has 0"),
-        (["--run", "ecrf", "--images", "params.yaml"], "--images: does not decode"),
+        (["--run", "ecrf", "--images", "params.yaml"], "--images params.yaml: does not decode"),
         (["--run", "ecrf", "--format", "onnx", "--register", "ecrf"], "--register needs safetensors"),
     ],
 )
@@ -257,21 +229,12 @@ def test_a_check_that_fails_is_an_error_and_leaves_no_file(tmp_path: Path) -> No
     assert found.difference == pytest.approx(0.1, abs=0.02)
     assert not found.passed
     assert not graph.check(lambda each: np.full((1, 2, 20, 30), np.nan, np.float32), logits(0), inputs).passed
+    with pytest.raises(UserError, match=r"the exported file does not run on \(1, 3, 20, 30\): integer division"):
+        graph.check(lambda each: np.full(1 // 0, each), logits(0), inputs)
     (file := tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(UserError, match=r"is not what the network computes, and is removed: largest difference of logits 0\."):
         export.checked(file, found)
     assert not file.exists()
-
-
-def test_what_cannot_be_exported_is_refused_with_the_reason() -> None:
-    project = Project(Path())
-    project.params["methods"] = {
-        "one": {"head": {"name": "fcn", "width": 16}, "crf": {"name": "mean_field", "filtering": "permutohedral"},
-                "loss": {"name": "cross_entropy"}, "superpixels": "none"},
-    }  # fmt: skip
-    model = build(parsed(project.params), 5)
-    with pytest.raises(UserError, match="it has no form for other programs: crf mean_field: filtering: permutohedral"):
-        graph.trace(model, (torch.zeros(2, 3, 48, 64),))
 
 
 def test_a_card_holds_any_class_name(project: Path) -> None:
@@ -284,7 +247,14 @@ def test_a_card_holds_any_class_name(project: Path) -> None:
     assert "two lines" in text
 
 
+def as_url(file: Path) -> str:
+    """A file as a server's request may have it."""
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
 def test_served_images_and_their_refusals(project: Path) -> None:
+    import pandas
+
     predictor = Predictor.load("ecrf")
     served, file = Served(predictor), store.path("images", prepared.pairs(prepared.read(), "val")[0].image)
     with Image.open(file) as opened:
@@ -293,14 +263,26 @@ def test_served_images_and_their_refusals(project: Path) -> None:
     for found in (
         served.predict(image_HW3), served.predict(str(file)), served.predict([str(file)])[0], served.predict(image_HW3[None])[0],
         served.predict([image_HW3, image_HW3[:20]])[0], served.predict(image_HW3.tolist()), served.predict(np.array([str(file)]))[0],
+        served.predict(file.read_bytes()), served.predict([as_url(file)])[0], served.predict(pandas.DataFrame({"image": [str(file)]}))[0],
     ):  # fmt: skip
         np.testing.assert_array_equal(found, wanted)
     for wrong, words in (
         (image_HW3 / 255, "array of height, width, 3 of integers"), (image_HW3[..., :2], "is height, width, 3, not"),
         (image_HW3.astype(int) + 1000, "from 0 to 255"), (7, "not int"), ("nowhere.png", "does not exist"),
+        (b"no image", "does not decode"), ("data:image/png,abc", "no image as data:"), ("data:image/png;base64,a", "no image as data:"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             served.predict(wrong)
+
+
+SERVED = """
+import sys, mlflow, numpy
+from mlflow.pyfunc.scoring_server import invocations
+model = mlflow.pyfunc.load_model("models:/streets/1")
+numpy.save("found.npy", model.predict(sys.argv[1]))
+answer = invocations(open("request.json").read(), "application/json", model, model.metadata.get_input_schema())
+open("answer.json", "w").write(answer.response)
+"""
 
 
 @pytest.mark.slow
@@ -308,25 +290,27 @@ def test_registered_once_and_served_from_the_registry(
     run: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str], project: Path
 ) -> None:
     """By stages.predict, and by MLflow in a process without this project's code on its path."""
-    import os
-    import subprocess
-
+    attempt = Attempt(experiment="scenes", name="ecrf", seed=0, fingerprint=read_weights(Path("runs/ecrf/weights/seed-0.pt")).fingerprint)
+    with registry.client_for("not begun") as client:  # a training of long ago
+        trained = mlflow_copy.begin(client, replace(attempt, started=1e9))
+        client.set_terminated(trained.info.run_id, "FINISHED", int(1e12) + 5)
     for words in ("models:/streets/1 at sqlite", "models:/streets/1 is this run already"):
         assert run("--run", "ecrf", "--out", tmp_path / "out", "--format", "safetensors", "--register", "streets") == 0
         assert words in capfd.readouterr().out
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
+        assert database.execute("select status, end_time from runs").fetchall() == [("FINISHED", int(1e12) + 5)]
     file = store.path("images", prepared.pairs(prepared.read(), "val")[0].image)
     made = Project(project)
     assert made.stage("predict", "--run", "models:/streets/1", str(file), "--out", str(tmp_path / "seen")) == 0
     wanted = Predictor.load("ecrf")(file)
     with Image.open(tmp_path / f"seen/{file.stem}.labels.png") as labels:
         np.testing.assert_array_equal(np.asarray(labels), wanted)
-    script = "import sys, mlflow, numpy; numpy.save(sys.argv[2], mlflow.pyfunc.load_model('models:/streets/1').predict(sys.argv[1]))"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{project / 'mlflow.db'}"
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, file.absolute(), tmp_path / "found.npy"], cwd=tmp_path, env=environment, check=True
-    )
+    (tmp_path / "request.json").write_text(json.dumps({"inputs": [as_url(file)]}))
+    subprocess.run([sys.executable, "-W", "ignore", "-c", SERVED, file.absolute()], cwd=tmp_path, env=environment, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), wanted)
+    np.testing.assert_array_equal(json.loads((tmp_path / "answer.json").read_text())["predictions"], wanted[None])
     for name in ("models:/nobody/1", "models:/streets/7"):
         with pytest.raises(UserError, match="cannot be had: MLflow at"):
             registry.downloaded(name)

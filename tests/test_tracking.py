@@ -1,6 +1,7 @@
 """MLflow mirrors the record; whatever it does, the training's block ends well, with one warning at most."""
 
 import contextlib
+import getpass
 import http.server
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import attempt, tracking
+from pipeline import attempt, mirroring, tracking
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"name": "fcn", "head": {"name": "fcn", "rates": [1, 2]}, "launch": {"processes": 1}, "train": {"lr": 0.1, "seeds": [0]}}
@@ -102,6 +103,38 @@ def test_passes_may_be_repeated_and_a_resume_goes_on_in_the_same_run(record: Pat
     assert logged == {"pictures/one.png", "fcn/grid.png", "fcn/results.json"}
 
 
+def test_each_seeds_run_gets_its_own_numbers_and_the_first_the_pictures(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple] = []
+
+    class Copy:
+        def __init__(self, attempt: attempt.Attempt) -> None:
+            self.seed = attempt.seed
+
+        def send(self, attempt: attempt.Attempt) -> None:
+            pass
+
+        def send_results(self, evaluation: str, values: dict, pictures: list[Path]) -> None:
+            sent.append((self.seed, evaluation, values, [path.name for path in pictures]))
+
+    monkeypatch.setattr(mirroring, "Copy", Copy)
+    Path("results/pictures").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save("results/grid.png")
+    seeds = [{"seed": 3, "miou": 0.3, "cost": {"train_seconds": 10}}, {"seed": 5, "miou": 0.5, "cost": {"train_seconds": 20}}]
+    results = {
+        "evaluation": "fcn",
+        "run": "fcn",
+        "images": 2,
+        "adjacent_class_weight_cosine": 0.1,
+        "cost": {"flops": 7, "train_seconds": 15},
+    }
+    order = {"experiment": "scenes", "fingerprints": {"3": "a", "5": "b"}, "pictures": "results/pictures"}
+    mirroring.send_evaluation({**order, "results": {**results, "per_seed": seeds}})
+    assert sent == [
+        (3, "fcn", {"miou": 0.3, "images": 2, "cost": {"flops": 7, "train_seconds": 10}}, ["grid.png"]),
+        (5, "fcn", {"miou": 0.5, "images": 2, "cost": {"flops": 7, "train_seconds": 20}}, []),
+    ]
+
+
 def test_a_training_is_seen_while_it_runs_and_its_error_after_it(record: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="as tested"), mirrored(record):  # noqa: PT012
         wait_for(lambda: steps_in_store() == 10)
@@ -111,7 +144,22 @@ def test_a_training_is_seen_while_it_runs_and_its_error_after_it(record: Path, c
         raise RuntimeError("as tested")
     assert [step for step, _ in curve()] == list(range(10, 210, 10))
     assert ask("select status from runs") == [("FAILED",)]
+    shown = {("mlflow.source.name", "python -m stages.train fcn"), ("mlflow.user", getpass.getuser()), ("host", socket.gethostname())}
+    assert shown < set(ask("select key, value from tags"))
+    assert ask("select user_id from runs") == [(getpass.getuser(),)]
     assert capfd.readouterr().err == ""
+
+
+def test_tags_say_who_began_a_run_where_and_at_which_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "commit", lambda: "abc+")
+    found = tracking.origin("python -m stages.tune")
+    assert found == {
+        "mlflow.source.name": "python -m stages.tune", "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": "abc+",
+        "mlflow.user": getpass.getuser(), "host": socket.gethostname(),
+    }  # fmt: skip
+    monkeypatch.setattr(tracking, "commit", lambda: None)  # of a queued job's copy of the code
+    monkeypatch.setattr(getpass, "getuser", lambda: {}["nobody"])  # of a container
+    assert sorted(tracking.origin("x")) == ["host", "mlflow.source.name", "mlflow.source.type"]
 
 
 def test_records_of_other_fingerprints_are_other_runs_and_can_be_sent_by_hand(workspace: Path) -> None:

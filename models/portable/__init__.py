@@ -1,13 +1,15 @@
 """A trained network in operations that an exported graph has, for images of any size: what ONNX and torch.export take.
 
-Most parts are traced as they stand. Those that work with lists of near tiles, bands, kernels of our own, or branches on a map's size
-have a plain form here, of the same weights and the same equations; it serves prediction alone and may need more memory.
+Most parts are traced as they stand. Those that work with lists of near tiles, bands, kernels of our own, or branches on a map's size, or
+that switch autocast off, have a plain form here, of the same weights and the same equations; it serves prediction alone and may need
+more memory.
 """
 
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,14 +18,16 @@ from models.crf.conv import Conv
 from models.crf.embedded import MessagePassing
 from models.crf.mean_field import MeanField
 from models.heads.attention import SelfAttention
-from models.heads.caa import FullAttention
+from models.heads.caa import AxialAttention, FullAttention
 from models.heads.decoupled import BodyEdge
 from models.heads.ksac import Pyramid
 from models.layers import PyramidPooling, size_of
+from models.mit import MiT
 from models.portable import fields, heads, messages
 from models.segmenter import Segmenter
 
 FORMS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
+    AxialAttention: heads.PlainAxialAttention,
     BodyEdge: heads.PlainBodyEdge,
     Conv: fields.PlainConv,
     FullAttention: heads.PlainFullAttention,
@@ -47,6 +51,21 @@ class Portable(nn.Module):
         _replace(self.network)
         self.align_corners: bool = self.network.head.align_corners
 
+    def settle(self, image: Tensor, superpixels: Tensor | None = None) -> None:
+        """Have convolutions copy what reaches them permuted or cut, as these inputs show: else a trace of them fixes a batch above 1."""
+        found: set[nn.Module] = set()
+
+        def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            if not inputs[0].is_contiguous():
+                found.add(module)
+
+        hooks = [module.register_forward_pre_hook(look) for module in self.modules() if isinstance(module, nn.Conv2d)]
+        self(image, superpixels)
+        for hook in hooks:
+            hook.remove()
+        for module in found:
+            module.register_forward_pre_hook(_copied)
+
     def forward(self, image: Tensor, superpixels: Tensor | None = None) -> Tensor:
         """Logits B, classes, H, W of images B3HW in [0, 1], and superpixels BHW (int64, negative for none) where the method has them."""
         network = self.network
@@ -68,8 +87,17 @@ def _replace(module: nn.Module) -> None:
             _replace(child)
 
 
+def _copied(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].clone(memory_format=torch.contiguous_format),)
+
+
 def _stages(network: nn.Module, image_B3HW: Tensor) -> list[Tensor]:
     """`backbone.stages`, without its branch on the size: what needs no padding is padded by 0."""
+    if isinstance(network, MiT):  # nothing to cut from an image that is not tiny; ONNX would round its negative divisions up
+        found = [image_B3HW]
+        for stage in network.stages:
+            found.append(stage(found[-1]))
+        return found[1:]
     described: Any = network
     multiple, least = described.sides
     if (multiple, least) == (1, 1):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads.attention import SelfAttention
-from models.heads.caa import FullAttention
+from models.heads.caa import AxialAttention, FullAttention, Gate
 from models.heads.decoupled import SMALLEST, BodyEdge
 from models.heads.ksac import Pyramid
 from models.layers import PyramidPooling, region_means_by_products, size_of
@@ -107,6 +107,33 @@ class PlainSelfAttention(nn.Module):
         return _attended(query_BND, key_BND, value_BNC, x_BCHW)
 
 
+class PlainAxialAttention(nn.Module):
+    """Columns, then rows, with CAA's gates: the source's regions without autocast cannot be written to a .pt2 file."""
+
+    def __init__(self, source: AxialAttention) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """BCHW of the values."""
+        source, (height, width) = self.source, size_of(x_BCHW)
+        columns_BWHD, rows_BHWD = source.query_column(x_BCHW).permute(0, 3, 2, 1), source.query_row(x_BCHW).permute(0, 2, 3, 1)
+        seen_BHWC = _along_rows(columns_BWHD, source.value(x_BCHW).permute(0, 3, 2, 1)).transpose(1, 2)
+        y_BHWC = _along_rows(rows_BHWD, seen_BHWC)
+        if source.column_gate is not None:
+            y_BHWC = y_BHWC * _gated(source.column_gate, seen_BHWC.sum(2) / (height * width))[:, :, None]
+        if source.row_gate is not None:
+            y_BHWC = y_BHWC * _gated(source.row_gate, y_BHWC.sum(1) / (height * width))[:, None]
+        return y_BHWC.permute(0, 3, 1, 2)
+
+
+def _along_rows(query_BijD: Tensor, value_BijC: Tensor) -> Tensor:
+    """Attention along the axis j alone; as a product of matrices in one long batch, which an export does not fix."""
+    query_XjD, value_XjC = query_BijD.contiguous().flatten(0, 1), value_BijC.contiguous().flatten(0, 1)
+    y_XjC = torch.bmm(torch.bmm(query_XjD, query_XjD.transpose(1, 2)).softmax(-1), value_XjC)
+    return y_XjC.unflatten(0, value_BijC.shape[:2])
+
+
 class PlainFullAttention(nn.Module):
     """All pairs of pixels at once, with CAA's gate."""
 
@@ -122,7 +149,11 @@ class PlainFullAttention(nn.Module):
             return y_BCHW
         height, width = size_of(x_BCHW)
         y_BHWC = y_BCHW.permute(0, 2, 3, 1)
-        return (y_BHWC * self.source.gate(y_BHWC / (height * width))).permute(0, 3, 1, 2)
+        return (y_BHWC * _gated(self.source.gate, y_BHWC / (height * width))).permute(0, 3, 1, 2)
+
+
+def _gated(gate: Gate, sums_XC: Tensor) -> Tensor:
+    return nn.Sequential.forward(gate, sums_XC)  # without its own region without autocast
 
 
 def _attended(query_BND: Tensor, key_BND: Tensor, value_BNC: Tensor, like_BCHW: Tensor) -> Tensor:
