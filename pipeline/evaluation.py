@@ -19,7 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import cost, files, pictures, record, store, tracking
+from pipeline import cost, files, mirror, pictures, record, store
 from pipeline import prepared as preparation
 from pipeline.checkpoint import Weights, read_weights
 from pipeline.dense_crf import record as crf_record
@@ -91,7 +91,7 @@ def evaluate(evaluation: Evaluation, report: Report = silent) -> None:
         together(lambda: write(task, content, record_of(task, areas, counted, fingerprints), first, counted.predictions))
         if rank() == 0:
             folder = RESULTS / evaluation.name / "pictures"
-            tracking.mirror_results(task.prepared.dataset, content, fingerprints, folder, enabled=evaluation.launch.tracking)
+            mirror.mirror_results(task.prepared.dataset, content, fingerprints, folder, enabled=evaluation.launch.tracking)
         report(flat({protocol: content[protocol] for protocol in PROTOCOLS}))
 
 

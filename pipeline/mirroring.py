@@ -1,4 +1,4 @@
-"""The process that talks to MLflow for `pipeline.tracking`.
+"""The process that talks to MLflow for pipeline/mirror.py.
 
 python -m pipeline.mirroring runs/fcn/seed-0/mlflow.json        sends a run's record again, by hand
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline import lifeline
 from pipeline.attempt import ATTEMPT, Attempt, address, read_attempt, reason, shown
-from pipeline.mlflow_copy import Copy
 from pipeline.search_tracking import SearchCopy
+from pipeline.tracking import Copy
 
 
 def follow(file: Path, every: float) -> None:

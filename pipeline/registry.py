@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from models.backbone import libraries
-from pipeline import files, mlflow_copy, released
+from pipeline import files, released, tracking
 from pipeline.attempt import Attempt, address, identity, reason, shown
 from pipeline.errors import UserError
 
@@ -43,8 +43,8 @@ def register(folder: Path, name: str) -> str:
             return f"models:/{name}/{known[0].version} is this run already"
         if not client.search_registered_models(f"name = '{name}'"):  # a name that MLflow refuses leaves nothing behind
             client.create_registered_model(name)
-        run = mlflow_copy.find(client, attempt) or mlflow_copy.begin(client, attempt)
-        with mlflow_copy.library().start_run(run_id=run.info.run_id), tempfile.TemporaryDirectory() as space:
+        run = tracking.find(client, attempt) or tracking.begin(client, attempt)
+        with tracking.library().start_run(run_id=run.info.run_id), tempfile.TemporaryDirectory() as space:
             for part in (*parts, "README.md"):
                 shutil.copy(folder / part, space)
             made = log_model(Path(space), (*REQUIREMENTS, *libraries(config.backbone.name)))
@@ -59,7 +59,7 @@ def log_model(folder: Path, requirements: Sequence[str]) -> Any:
     """The files as a pyfunc model with this project's code. Its inputs have no schema: arrays of any size and paths are taken."""
     import numpy as np
 
-    mlflow, root = mlflow_copy.library(), Path(__file__).parent.parent
+    mlflow, root = tracking.library(), Path(__file__).parent.parent
     labels = mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype("uint8"), (-1, -1), "labels")])
     with tempfile.TemporaryDirectory() as space, contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):  # its advice
         for part in ("models", "pipeline"):
@@ -73,7 +73,7 @@ def log_model(folder: Path, requirements: Sequence[str]) -> Any:
 def downloaded(uri: str) -> Path:
     """The exported files of `models:/NAME/VERSION`, or of an alias, `models:/NAME@ALIAS`; UserError where they cannot be had."""
     with client_for(f"{uri} cannot be had"):
-        folder = Path(mlflow_copy.library().artifacts.download_artifacts(artifact_uri=uri))
+        folder = Path(tracking.library().artifacts.download_artifacts(artifact_uri=uri))
         found = sorted(path for path in folder.glob(f"**/{released.CONFIG}") if released.is_released(path))
     if not found:
         raise UserError(f"{uri} is no model that stages.export registered")
@@ -88,7 +88,7 @@ def client_for(failed: str) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's and its libraries' about themselves
-            yield mlflow_copy.connect()
+            yield tracking.connect()
     except UserError:
         raise
     except Exception as error:

@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline import files
 from pipeline.attempt import Attempt, read_attempt
-from pipeline.mlflow_copy import Copy
-from pipeline.tracking import excused, finish, installed, origin, start
+from pipeline.mirror import excused, finish, installed, origin, start
+from pipeline.tracking import Copy
 from pipeline.trials import BEST, TABLE, Outcome, Trials, place
 
 ORDER = "mlflow.json"

@@ -19,11 +19,11 @@ from pipeline.data import Fault
 from pipeline.distributed import agree, of_rank_0, process_group, rank, verdict, world
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint, settings, verify
+from pipeline.mirror import Mirror
 from pipeline.monitor import Monitor, curve, summary
 from pipeline.schema import Config
 from pipeline.step import Training
 from pipeline.stopping import StoppedError
-from pipeline.tracking import Mirror
 
 Report = Callable[[Mapping[str, float]], None]
 

@@ -20,7 +20,7 @@ from PIL import Image
 from test_portable import smooth
 from torch import nn
 
-from pipeline import card, config, export, graph, mlflow_copy, prepared, registry, released, store
+from pipeline import card, config, export, graph, prepared, registry, released, store, tracking
 from pipeline.attempt import Attempt
 from pipeline.checkpoint import read_weights
 from pipeline.errors import UserError
@@ -292,7 +292,7 @@ def test_registered_once_and_served_from_the_registry(
     """By stages.predict, and by MLflow in a process without this project's code on its path."""
     attempt = Attempt(experiment="scenes", name="ecrf", seed=0, fingerprint=read_weights(Path("runs/ecrf/weights/seed-0.pt")).fingerprint)
     with registry.client_for("not begun") as client:  # a training of long ago
-        trained = mlflow_copy.begin(client, replace(attempt, started=1e9))
+        trained = tracking.begin(client, replace(attempt, started=1e9))
         client.set_terminated(trained.info.run_id, "FINISHED", int(1e12) + 5)
     for words in ("models:/streets/1 at sqlite", "models:/streets/1 is this run already"):
         assert run("--run", "ecrf", "--out", tmp_path / "out", "--format", "safetensors", "--register", "streets") == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import attempt, mirroring, tracking
+from pipeline import attempt, mirror, mirroring
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"name": "fcn", "head": {"name": "fcn", "rates": [1, 2]}, "launch": {"processes": 1}, "train": {"lr": 0.1, "seeds": [0]}}
@@ -26,7 +26,7 @@ SETTINGS = {"name": "fcn", "head": {"name": "fcn", "rates": [1, 2]}, "launch": {
 @pytest.fixture
 def record(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The record of a training; MLflow may take its time, since a busy machine imports it slowly."""
-    monkeypatch.setattr(tracking, "PATIENCE", 300.0)
+    monkeypatch.setattr(mirror, "PATIENCE", 300.0)
     path = workspace / "runs/fcn/seed-0/metrics.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text(rows(10, 110))
@@ -38,9 +38,9 @@ def rows(first: int, end: int, factor: float = 1.0) -> str:
     return "".join(json.dumps({"step": step, "loss": factor / step, "lr": 0.1, "seconds": step / 2, "none": None}) + "\n" for step in steps)
 
 
-def mirrored(record: Path, **changes: object) -> tracking.Mirror:
+def mirrored(record: Path, **changes: object) -> mirror.Mirror:
     options = {"experiment": "scenes", "name": "fcn", "seed": 0, "fingerprint": "abc", "settings": SETTINGS, "record": record, "every": 0.2}
-    return tracking.Mirror(**(options | changes))  # type: ignore[arg-type]
+    return mirror.Mirror(**(options | changes))  # type: ignore[arg-type]
 
 
 def ask(query: str, file: str = "mlflow.db") -> list[tuple]:
@@ -70,12 +70,12 @@ def steps_in_store() -> int:
 PASSES = """
 import json
 from pathlib import Path
-from pipeline import mirroring, tracking
+from pipeline import mirror, mirroring
 settings, record, resumed, order = json.load(open("passes.json"))
 for content in ("", "", resumed):
     path = Path(record)
     path.write_text(content or path.read_text())
-    tracking.mirror("scenes", "fcn", 0, "abc", settings, path)
+    mirror.mirror("scenes", "fcn", 0, "abc", settings, path)
 mirroring.send_evaluation(order)
 mirroring.send_evaluation(order)
 """
@@ -151,15 +151,15 @@ def test_a_training_is_seen_while_it_runs_and_its_error_after_it(record: Path, c
 
 
 def test_tags_say_who_began_a_run_where_and_at_which_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "commit", lambda: "abc+")
-    found = tracking.origin("python -m stages.tune")
+    monkeypatch.setattr(mirror, "commit", lambda: "abc+")
+    found = mirror.origin("python -m stages.tune")
     assert found == {
         "mlflow.source.name": "python -m stages.tune", "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": "abc+",
         "mlflow.user": getpass.getuser(), "host": socket.gethostname(),
     }  # fmt: skip
-    monkeypatch.setattr(tracking, "commit", lambda: None)  # of a queued job's copy of the code
+    monkeypatch.setattr(mirror, "commit", lambda: None)  # of a queued job's copy of the code
     monkeypatch.setattr(getpass, "getuser", lambda: {}["nobody"])  # of a container
-    assert sorted(tracking.origin("x")) == ["host", "mlflow.source.name", "mlflow.source.type"]
+    assert sorted(mirror.origin("x")) == ["host", "mlflow.source.name", "mlflow.source.type"]
 
 
 def test_records_of_other_fingerprints_are_other_runs_and_can_be_sent_by_hand(workspace: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_locked_file_costs_one_warning_and_is_made_up_for(record: Path, capfd:
     assert "locked" in warning
     assert "runs/fcn/seed-0" in warning
     results = {"evaluation": "fcn", "run": "fcn", "per_seed": [{"seed": 0, "single_scale": {"miou": 0.5}}]}
-    tracking.mirror_results("scenes", results, {0: "abc"}, None)
+    mirror.mirror_results("scenes", results, {0: "abc"}, None)
     assert len(curve()) == 10
     assert ask("select status from runs") == [("FINISHED",)]
     assert capfd.readouterr().err == ""
@@ -248,8 +248,8 @@ def test_a_process_that_never_ends_is_left_behind(record: Path, monkeypatch: pyt
         started.append(subprocess.Popen(stuck, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         return started[0]
 
-    monkeypatch.setattr(tracking, "start", start)
-    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    monkeypatch.setattr(mirror, "start", start)
+    monkeypatch.setattr(mirror, "PATIENCE", 0.2)
     with mirrored(record):
         pass
     assert started[0].returncode == -9
