@@ -75,24 +75,11 @@ OTHERS = {
 @torch.no_grad()
 def test_plain_forms_of_other_options(name: str) -> None:
     torch.manual_seed(0)
-    project = Project(Path())
-    entry = {"head": {"name": "fcn", "width": 16}, "crf": {"name": "unary"}, "loss": {"name": "cross_entropy"}, "superpixels": "slic"}
-    project.params["methods"] = {"one": {**entry, **OTHERS[name]}}
-    chosen = parsed(project.params)
-    model = shaken(build(chosen, 5))
+    model = shaken(build(one_method(superpixels="slic", **OTHERS[name]), 5))
     image = smooth(2, 50, 75)
     superpixels = torch.randint(-1, 40, (2, 6, 9)).repeat_interleave(9, 1).repeat_interleave(9, 2)[:, :50, :75]
     wanted = torch.from_numpy(graph.original(model)((image, superpixels)))
     torch.testing.assert_close(Portable(model)(image, superpixels), wanted, atol=2e-4 * float(wanted.abs().max()), rtol=0)
-
-
-def parsed(params: dict[str, Any]) -> Any:
-    """The config of the method `one`."""
-    params = {**params, "finetunes": {}, "evaluations": {"one": {"of": "one"}}, "launch": "local"}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "params.yaml")
-        file.write_text(yaml.safe_dump(params))
-        return config.load(file).methods["one"]
 
 
 def test_every_plain_form_is_tried() -> None:
@@ -102,11 +89,8 @@ def test_every_plain_form_is_tried() -> None:
         with torch.device("meta"):
             met |= {type(module) for module in build(chosen, 5).modules()}
     for name in OTHERS:
-        project = Project(Path())
-        entry = {"head": {"name": "fcn", "width": 16}, "crf": {"name": "unary"}, "loss": {"name": "cross_entropy"}, "superpixels": "slic"}
-        project.params["methods"] = {"one": {**entry, **OTHERS[name]}}
         with torch.device("meta"):
-            met |= {type(module) for module in build(parsed(project.params), 5).modules()}
+            met |= {type(module) for module in build(one_method(superpixels="slic", **OTHERS[name]), 5).modules()}
     assert set(FORMS) <= met
 
 
@@ -116,7 +100,11 @@ def one_method(**changes: Any) -> Any:
     entry = {"head": {"name": "fcn", "width": 16}, "crf": {"name": "unary"}, "loss": {"name": "cross_entropy"}, "superpixels": "none"}
     project.params["methods"] = {"one": {**entry, **changes}}
     project.params["evaluate"] |= {"mode": "slide", "window": [48, 64], "stride": [48, 64], "scales": [1.0]}
-    return parsed(project.params)
+    project.params |= {"evaluations": {"one": {"of": "one"}}, "launch": "local"}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "params.yaml")
+        file.write_text(yaml.safe_dump(project.params))
+        return config.load(file).methods["one"]
 
 
 def test_what_cannot_be_exported_is_refused_with_the_reason() -> None:
