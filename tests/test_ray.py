@@ -22,7 +22,7 @@ from conftest import Project
 from ranks import free_port
 
 from pipeline import config as configs
-from pipeline import runs
+from pipeline import files, runs
 from pipeline.distributed import of_rank_0, rank, world
 from pipeline.errors import UserError
 from pipeline.lifeline import parent_of
@@ -136,8 +136,18 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def reached() -> list[int]:
+    """The processes of the two ranks, once both wait."""
+    wait_until(all_reached)
+    return [int(Path(f"reached-{number}").read_text()) for number in (0, 1)]
+
+
 def all_reached() -> bool:
     return all(Path(f"reached-{number}").exists() for number in (0, 1))
+
+
+def are_alive(pids: list[int]) -> list[bool]:
+    return [Path(f"/proc/{pid}").exists() for pid in pids]
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -157,7 +167,7 @@ def pause(config: Config, report: Report) -> None:
     def waiting(metrics: Mapping[str, float]) -> None:
         Path(f"world-{world()}").touch()
         while metrics["step"] == 6 and not Path("go").exists():
-            Path(f"reached-{rank()}").touch()
+            files.write_bytes(Path(f"reached-{rank()}"), str(os.getpid()).encode(), flushed=False)
             time.sleep(0.1)
         report(metrics)
 
@@ -180,11 +190,12 @@ def test_fewer_workers_go_on_with_the_same_images_where_a_node_is_lost(on_ray: P
     shutil.rmtree("runs")
 
     def lose() -> None:
-        wait_until(all_reached)
+        pids = reached()
         nodes.cluster.remove_node(nodes.second, allow_graceful=False)
+        wait_until(lambda: not all(are_alive(pids)))  # its worker outlives it for a moment, in which both could go on
         Path("go").touch()
 
-    thread = threading.Thread(target=lose)
+    thread = threading.Thread(target=lose, daemon=True)
     thread.start()
     launch(pause, config)
     thread.join()
@@ -208,7 +219,7 @@ def suffer(config: Config, report: Report) -> None:
             Path("died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         while metrics["step"] == 10 and not Path("go").exists():
-            Path(f"reached-{rank()}").write_text(str(os.getpid()))
+            files.write_bytes(Path(f"reached-{rank()}"), str(os.getpid()).encode(), flushed=False)
             time.sleep(0.1)
         report(metrics)
 
@@ -236,7 +247,7 @@ def test_killed_workers_and_drivers_change_no_digit_of_two_local_processes(on_ra
     try:
         wait_until(lambda: all_reached() or not first.is_alive())
         assert first.is_alive()
-        orphans = [int(Path(f"reached-{number}").read_text()) for number in (0, 1)]
+        orphans = reached()
     finally:
         first.kill()
         first.join()
@@ -245,7 +256,7 @@ def test_killed_workers_and_drivers_change_no_digit_of_two_local_processes(on_ra
     Path("go").touch()
     with pytest.raises(UserError, match=r"^rank 1 has its reasons$"):
         drive(config)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)
+    assert not any(are_alive(orphans))
     assert "training from step 8" in log()
     assert Path("node-0").read_text() != Path("node-1").read_text()
     assert len(list(Path().glob("tried-*"))) == 2
