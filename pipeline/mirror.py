@@ -1,7 +1,7 @@
 """MLflow as a mirror of the record: what stands in metrics.jsonl and results/ reaches the server once, now or later.
 
-MLflow runs in a process of its own (pipeline/mirroring.py), because importing it takes four seconds of a training's processor and because
-a server that hangs can then be left behind. The record beside the run is the truth.
+MLflow runs in a process of its own (pipeline/mirror_process.py), because importing it takes four seconds of a training's processor and
+because a server that hangs can then be left behind. The record beside the run is the truth.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     root = str(Path(__file__).parent.parent)
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "pipeline.mirroring", *arguments],
+        [sys.executable, "-W", "ignore", "-m", "pipeline.mirror_process", *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import attempt, mirror, mirroring
+from pipeline import attempt, mirror, mirror_process
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"name": "fcn", "head": {"name": "fcn", "rates": [1, 2]}, "launch": {"processes": 1}, "train": {"lr": 0.1, "seeds": [0]}}
@@ -70,14 +70,14 @@ def steps_in_store() -> int:
 PASSES = """
 import json
 from pathlib import Path
-from pipeline import mirror, mirroring
+from pipeline import mirror, mirror_process
 settings, record, resumed, order = json.load(open("passes.json"))
 for content in ("", "", resumed):
     path = Path(record)
     path.write_text(content or path.read_text())
     mirror.mirror("scenes", "fcn", 0, "abc", settings, path)
-mirroring.send_evaluation(order)
-mirroring.send_evaluation(order)
+mirror_process.send_evaluation(order)
+mirror_process.send_evaluation(order)
 """
 
 
@@ -116,7 +116,7 @@ def test_each_seeds_run_gets_its_own_numbers_and_the_first_the_pictures(workspac
         def send_results(self, evaluation: str, values: dict, pictures: list[Path]) -> None:
             sent.append((self.seed, evaluation, values, [path.name for path in pictures]))
 
-    monkeypatch.setattr(mirroring, "Copy", Copy)
+    monkeypatch.setattr(mirror_process, "Copy", Copy)
     Path("results/pictures").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save("results/grid.png")
     seeds = [{"seed": 3, "miou": 0.3, "cost": {"train_seconds": 10}}, {"seed": 5, "miou": 0.5, "cost": {"train_seconds": 20}}]
@@ -128,7 +128,7 @@ def test_each_seeds_run_gets_its_own_numbers_and_the_first_the_pictures(workspac
         "cost": {"flops": 7, "train_seconds": 15},
     }
     order = {"experiment": "scenes", "fingerprints": {"3": "a", "5": "b"}, "pictures": "results/pictures"}
-    mirroring.send_evaluation({**order, "results": {**results, "per_seed": seeds}})
+    mirror_process.send_evaluation({**order, "results": {**results, "per_seed": seeds}})
     assert sent == [
         (3, "fcn", {"miou": 0.3, "images": 2, "cost": {"flops": 7, "train_seconds": 10}}, ["grid.png"]),
         (5, "fcn", {"miou": 0.5, "images": 2, "cost": {"flops": 7, "train_seconds": 20}}, []),
@@ -169,7 +169,7 @@ def test_records_of_other_fingerprints_are_other_runs_and_can_be_sent_by_hand(wo
         (folder / "metrics.jsonl").write_text(rows(10, 110, factor))
         values = {"experiment": "scenes", "name": "fcn", "seed": 0, "fingerprint": fingerprint, "record": str(folder / "metrics.jsonl")}
         (folder / "mlflow.json").write_text(json.dumps(values | {"status": "FINISHED"}))
-    command = [sys.executable, "-m", "pipeline.mirroring", "abc/mlflow.json", "other/mlflow.json"]
+    command = [sys.executable, "-m", "pipeline.mirror_process", "abc/mlflow.json", "other/mlflow.json"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL)
     by_run = "from metrics m join tags t using (run_uuid) where t.key = 'fingerprint' and m.key = 'loss' group by 1"
     assert sorted(ask(f"select t.value, count(*), max(m.value) {by_run}")) == [("abc", 10, 0.1), ("other", 10, 0.2)]

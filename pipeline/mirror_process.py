@@ -1,6 +1,6 @@
 """The process that talks to MLflow for pipeline/mirror.py.
 
-python -m pipeline.mirroring runs/fcn/seed-0/mlflow.json        sends a run's record again, by hand
+python -m pipeline.mirror_process runs/fcn/seed-0/mlflow.json        sends a run's record again, by hand
 """
 
 import contextlib
