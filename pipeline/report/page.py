@@ -16,7 +16,7 @@ from pipeline.report.gallery import MULTI, Gallery, Measured, galleries
 from pipeline.report.sections import split_sizes
 
 FILES = Path(__file__).parent / "browser"
-SCRIPTS = ("common.js", "tables.js", "charts.js", "confusion.js", "images.js", "viewer.js")
+SCRIPTS = ("common.js", "tables.js", "charts.js", "confusion.js", "images.js", "frame.js", "viewer.js")
 NONE = 65535  # the 16-bit number of an IoU that is not there; the largest IoU is 65000
 FULL = 65000
 

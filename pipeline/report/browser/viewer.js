@@ -1,12 +1,12 @@
-// The viewer: two of photograph, labels and predictions beside a divider, as classes or errors, with superpixels and zoom.
+// The viewer: two of photograph, labels and predictions in the frame, as classes or errors, with superpixels.
 {
-  const stage = $("stage"), slide = $("slide");
+  const stage = $("stage");
   const word = ([red, green, blue]) => ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0; // as canvases hold it
   const HATCH = [word([40, 40, 40]), word([95, 95, 95])], PALETTE = DATA.palette.map(word);
   const RIGHT = [225, 225, 225], WRONG = [200, 30, 30];
   const WHO = { both: RIGHT, left: [0, 114, 178], right: [230, 159, 0], neither: [110, 20, 40] };
   const WORDS = Object.fromEntries(Object.entries({ ...WHO, right_: RIGHT, wrong: WRONG }).map(([key, rgb]) => [key, word(rgb)]));
-  const state = { asked: 0, image: null, parts: {}, zoom: 1, x: 0, y: 0 };
+  const state = { asked: 0, image: null, parts: {} };
   const sides = ["left", "right"];
   const canvasOf = (side) => $(`side-${side}`).firstElementChild;
 
@@ -30,7 +30,7 @@
     stage.style.maxWidth = `calc(78vh * ${width / height})`;
     $("image-name").textContent = galleryOf().names[image.image];
     fill();
-    fit();
+    Frame.fit();
     list();
   }
 
@@ -150,111 +150,23 @@
     $("legend").replaceChildren(...entries.map(([sample, text]) => make("li", {}, sample, text)));
   }
 
-  function divide() {
-    const place = Number(slide.value);
-    $("side-left").style.clipPath = `inset(0 ${100 - place}% 0 0)`;
-    $("side-right").style.clipPath = `inset(0 0 0 ${place}%)`;
-    $("divider").style.left = `${place}%`;
-    slide.setAttribute("aria-valuetext", `${place} percent`);
-  }
-
-  function move() {
-    const area = stage.getBoundingClientRect();
-    state.x = Math.min(0, Math.max(area.width * (1 - state.zoom), state.x));
-    state.y = Math.min(0, Math.max(area.height * (1 - state.zoom), state.y));
-    for (const layer of [$("photo"), $("outlines"), ...sides.map(canvasOf)]) layer.style.transform = `translate(${state.x}px, ${state.y}px) scale(${state.zoom})`;
-    $("zoom-value").textContent = `${state.zoom.toFixed(state.zoom % 1 ? 1 : 0)}×`;
-    stage.style.cursor = state.zoom > 1 ? "grab" : "ew-resize";
-    stage.style.touchAction = state.zoom > 1 ? "none" : "pan-y"; // a finger scrolls the page until there is something to move
-  }
-
-  function zoom(factor, x, y) {
-    const area = stage.getBoundingClientRect(), before = state.zoom;
-    x ??= area.width / 2;
-    y ??= area.height / 2;
-    state.zoom = Math.max(1, Math.min(16, before * factor));
-    state.x = x - ((x - state.x) * state.zoom) / before;
-    state.y = y - ((y - state.y) * state.zoom) / before;
-    move();
-  }
-
-  function fit() {
-    Object.assign(state, { zoom: 1, x: 0, y: 0 });
-    move();
-  }
-
-  function slideTo(event) {
-    const area = stage.getBoundingClientRect();
-    slide.value = Math.round((100 * (event.clientX - area.left)) / area.width);
-    divide();
-  }
-
-  function point(event) {
-    const area = stage.getBoundingClientRect(), [width, height] = state.image.size;
-    const x = Math.floor(((event.clientX - area.left - state.x) / state.zoom / area.width) * width);
-    const y = Math.floor(((event.clientY - area.top - state.y) / state.zoom / area.height) * height);
+  // Names the classes at a place, given as shares of the picture's width and height.
+  function point(across, down) {
+    if (!state.image) return;
+    const [width, height] = state.image.size, x = Math.floor(across * width), y = Math.floor(down * height);
     if (x < 0 || y < 0 || x >= width || y >= height) return;
     const name = (map) => (map[y * width + x] === VOID ? "no label" : DATA.classes[map[y * width + x]]);
     const shown = sides.filter((side) => isMethod($(side).value)).map((side) => `${$(side).selectedOptions[0].textContent}: ${name(state.parts[$(side).value])}`);
     $("readout").textContent = [`labels: ${name(state.parts.labels)}`, ...new Set(shown)].join(" · ");
   }
 
-  let dragged = null;
-  stage.addEventListener("pointerdown", (event) => {
-    if (!state.image || event.button) return;
-    const area = stage.getBoundingClientRect(), near = Math.abs(event.clientX - area.left - (area.width * slide.value) / 100) < 22;
-    dragged = state.zoom > 1 && !near ? { x: event.clientX - state.x, y: event.clientY - state.y } : "divider";
-    stage.setPointerCapture(event.pointerId);
-    if (dragged === "divider") slideTo(event);
-  });
-  stage.addEventListener("pointermove", (event) => {
-    if (!state.image) return;
-    if (dragged === "divider") slideTo(event);
-    else if (dragged) {
-      state.x = event.clientX - dragged.x;
-      state.y = event.clientY - dragged.y;
-      move();
-    }
-    point(event);
-  });
-  for (const name of ["pointerup", "pointercancel"]) stage.addEventListener(name, () => (dragged = null));
-  stage.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && state.zoom === 1) return; // the page scrolls
-    event.preventDefault();
-    const area = stage.getBoundingClientRect();
-    zoom(Math.exp(-event.deltaY / 300), event.clientX - area.left, event.clientY - area.top);
-  }, { passive: false });
-  stage.addEventListener("dblclick", (event) => {
-    const area = stage.getBoundingClientRect();
-    zoom(2, event.clientX - area.left, event.clientY - area.top);
-  });
-  stage.addEventListener("keydown", (event) => {
-    const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [0, 0];
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.shiftKey && (dx || dy)) {
-      state.x -= 40 * dx;
-      state.y -= 40 * dy;
-      move();
-    } else if (dx) {
-      slide.value = Number(slide.value) + 2 * dx;
-      divide();
-    } else if (event.key === "+" || event.key === "=") zoom(1.5);
-    else if (event.key === "-") zoom(1 / 1.5);
-    else if (event.key === "0") fit();
-    else return;
-    event.preventDefault();
-  });
-  slide.addEventListener("input", divide);
   $("shine").addEventListener("input", shine);
-  $("zoom-in").addEventListener("click", () => zoom(1.5));
-  $("zoom-out").addEventListener("click", () => zoom(1 / 1.5));
-  $("zoom-fit").addEventListener("click", fit);
   for (const id of ["left", "right", "outline", "outline-set"]) $(id).addEventListener("change", paint);
   onChoice("show", paint);
-  addEventListener("resize", move);
 
+  Frame.layers = [$("photo"), $("outlines"), ...sides.map(canvasOf)];
+  Frame.point = point;
   Images.open = open;
-  divide();
   startImages();
   if (galleryOf().names.length) rank().then(() => {
     const first = Images.rows.find((row) => row.picture >= 0);
