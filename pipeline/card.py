@@ -22,7 +22,6 @@ from pipeline.schema import Backbone, Config, Part, SuperpixelSet
 
 NAME = "README.md"
 MARK = "| fingerprint |"  # of a card, as no other README.md has it
-RESULTS = Path("results")
 VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "onnxscript", "safetensors")
 SOURCES = {
     "ade20k": "ADE20K (Zhou et al., CVPR 2017)", "bdd100k": "BDD100K (Yu et al., CVPR 2020)", "camvid": "CamVid (Brostow et al., 2009)",
@@ -59,7 +58,7 @@ def words(check: Check) -> str:
 def scores(weights: Weights) -> list[dict[str, Any]]:
     """The results here of exactly these weights, those of the network alone first."""
     found = []
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(record.RESULTS.glob("*.json")):
         try:
             values = json.loads(path.read_bytes())
             if measured(path.with_suffix("") / record.NAME)[str(weights.config.seed)] == weights.fingerprint:

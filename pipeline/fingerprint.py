@@ -47,7 +47,15 @@ CODE = (
     "pipeline/checkpoint.py",
 )
 # What a trial's score depends on besides.
-SCORING = ("pipeline/evaluation.py", "pipeline/inference.py", "pipeline/windows.py", "pipeline/metrics.py", "pipeline/tally.py")
+SCORING = (
+    "pipeline/evaluation.py",
+    "pipeline/examples.py",
+    "pipeline/results.py",
+    "pipeline/inference.py",
+    "pipeline/windows.py",
+    "pipeline/metrics.py",
+    "pipeline/tally.py",
+)
 
 
 def code_files(config: Config) -> tuple[str, ...]:

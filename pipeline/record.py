@@ -22,6 +22,7 @@ from PIL import Image
 from pipeline import files
 from pipeline.errors import UserError
 
+RESULTS = Path("results")  # of all evaluations
 NAME = "images.npz"
 LONGEST = 640  # pixels of a kept prediction; larger ones are kept smaller
 KEPT = 2000  # predictions of one evaluation, evenly spread over a larger split

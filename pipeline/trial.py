@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import checkpoint, files, prepared, runs, stopping, store, superpixels
+from pipeline import checkpoint, files, prepared, record, runs, stopping, store, superpixels
 from pipeline import config as configs
 from pipeline import fingerprint as fingerprints
 from pipeline.errors import UserError, words
@@ -170,9 +170,7 @@ def scores(trial: Trial, launch: Callable[[Callable[[Any], None], Any], None] = 
 
 def score_of(trial: Trial) -> float:
     """The mIoU that the evaluation left; without a class to score it is 0."""
-    from pipeline.evaluation import RESULTS
-
-    return float(files.read_json(trial.folder / RESULTS / f"{SCORE}.json", "run the search again")["single_scale"]["miou"] or 0.0)
+    return float(files.read_json(trial.folder / record.RESULTS / f"{SCORE}.json", "run the search again")["single_scale"]["miou"] or 0.0)
 
 
 def train_to(config: Config, rung: int, launch: Callable[[Callable[[Any], None], Any], None]) -> None:

@@ -23,7 +23,8 @@ def main() -> None:
     check_prepared(params)
 
     from cluster import launch
-    from pipeline.evaluation import RESULTS, evaluate
+    from pipeline.evaluation import evaluate
+    from pipeline.record import RESULTS
 
     launch(evaluate, evaluation)
     file = RESULTS / f"{name}.json"

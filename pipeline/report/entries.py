@@ -11,9 +11,9 @@ import numpy as np
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.progress import warn
+from pipeline.record import RESULTS
 from pipeline.schema import Config, Evaluation, Params
 
-RESULTS = Path("results")
 SHAPE = {"single_scale": dict, "multi_scale_flip": dict, "cost": dict, "per_seed": list, "seeds": list}
 
 

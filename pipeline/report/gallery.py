@@ -16,9 +16,9 @@ from pipeline import pictures, prepared, store
 from pipeline.errors import UserError
 from pipeline.prepared import Pair
 from pipeline.progress import warn
-from pipeline.record import Record, reduced
+from pipeline.record import RESULTS, Record, reduced
 from pipeline.report.embedding import packed, uri
-from pipeline.report.entries import RESULTS, Entry
+from pipeline.report.entries import Entry
 from pipeline.superpixels import SuperpixelMaps, read_set
 
 MOST = 48  # images with pictures

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline import files, pictures, prepared, record
 from pipeline.report import curves, grids
-from pipeline.report.entries import RESULTS, Entry, read, warn_of_unused
+from pipeline.report.entries import Entry, read, warn_of_unused
 from pipeline.report.gallery import Measured, photograph, prediction_file, small_labels
 from pipeline.report.page import page
 from pipeline.report.sections import chapters
@@ -51,7 +51,7 @@ def measured(entries: Sequence[Entry], classes: int) -> list[Measured]:
     found = []
     for entry in entries:
         remedy = f"run `uv run dvc repro --force --single-item evaluate@{entry.name}`"
-        found.append(Measured(entry, record.read(RESULTS / entry.name / record.NAME, classes, remedy)))
+        found.append(Measured(entry, record.read(record.RESULTS / entry.name / record.NAME, classes, remedy)))
     return found
 
 
