@@ -17,6 +17,8 @@ from pipeline.attempt import ATTEMPT, Attempt, address, read_attempt, reason, sh
 from pipeline.search_tracking import SearchCopy
 from pipeline.tracking import Copy
 
+NICE = 10  # beside a training on two cores, importing MLflow at the usual priority halves the speed of its first steps
+
 
 def follow(file: Path, every: float) -> None:
     """Mirror the attempt in `file` every so many seconds until the input ends, and once after that."""
@@ -59,9 +61,11 @@ def main(arguments: list[str]) -> None:
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
         if arguments[0] == "follow":
             lifeline.die_with_parent()
+            os.nice(NICE)
             follow(Path(arguments[1]), float(arguments[2]))
         elif arguments[0] == "search":
             lifeline.die_with_parent()
+            os.nice(NICE)
             held = SearchCopy(Path(arguments[1]))
             repeat(held.send, float(arguments[2]), f"the search goes on, its trials stay in {held.file.parent}")
         elif arguments[0] == "results":
