@@ -30,8 +30,7 @@ def replacing(path: Path, *, flushed: bool = True) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with created(temporary, "wb", path) as file:
             yield file
             file.flush()
             if flushed:
@@ -46,6 +45,15 @@ def replacing(path: Path, *, flushed: bool = True) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def created(path: Path, mode: str, goal: Path, buffering: int = -1) -> IO[bytes]:
+    """Open a file whose folder need not be there; UserError, which names `goal`, where the system has no place for it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open(mode, buffering=buffering)
+    except OSError as error:
+        raise explained(error, f"cannot write {goal}") from error
 
 
 def sync(path: Path) -> None:
@@ -106,12 +114,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     With `wait` the call blocks until the lock is free, otherwise a second holder gets a BusyError that names the first.
     `what` is the phrase for that message, such as "runs/fcn/seed-0". Raises UserError where the lock cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b", buffering=0)
-    except OSError as error:
-        raise explained(error, f"cannot write {path}") from error
-    with file:
+    with created(path, "a+b", path, buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,6 +177,9 @@ def test_a_path_of_the_wrong_kind_is_one_line(tmp_path: Path) -> None:
             files.write_bytes(path, b"")
         with pytest.raises(UserError, match=f"cannot write {path}: {reason}"), files.locked(path, "x"):
             pass
+    if sys.platform == "linux":
+        with pytest.raises(UserError, match=r"^cannot write /proc/new/x: No such file or directory$"):
+            files.write_bytes(Path("/proc/new/x"), b"")
     with pytest.raises(UserError, match=f"cannot read {tmp_path / 'folder'}: Is a directory"):
         files.read_json(tmp_path / "folder", "do this")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
