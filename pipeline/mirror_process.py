@@ -99,9 +99,15 @@ def send_evaluation(order: Mapping[str, Any]) -> None:
         copy.send(attempt)
         alone = len(results["per_seed"]) == 1
         shared = {key: results[key] for key in ("images", *(["adjacent_class_weight_cosine"] if alone else [])) if key in results}
-        cost = {"cost": results.get("cost", {}) | values.get("cost", {})}  # the seed's own where they are told apart
-        numbers = {key: value for key, value in values.items() if key != "seed"} | shared | cost
+        numbers = {key: value for key, value in values.items() if key != "seed"} | shared | {"cost": cost_of(results, seed)}
         copy.send_results(results["evaluation"], numbers, pictures if values is results["per_seed"][0] else [])
+
+
+def cost_of(results: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What a seed costs: its own numbers where there are several, and those that all share."""
+    shared = {key: value for key, value in results.get("cost", {}).items() if key != "per_seed"}
+    own = next((each for each in results.get("cost", {}).get("per_seed", []) if each["seed"] == seed), {})
+    return shared | {key: value for key, value in own.items() if key != "seed"}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from pipeline.windows import Network
 
 Areas = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # of a seed: see `Tally.areas`
 
+MEASURED = ("images_per_second", "peak_memory_bytes", "train_seconds")  # of each seed; its other costs are the method's
+
 
 def costs_of(task: Task, seed: int, weights: Weights, network: Network, speed: float | None) -> dict[str, float | None]:
     """The cost section of one seed."""
@@ -47,6 +49,7 @@ def results(
 ) -> dict[str, Any]:
     """The results file's content: means over seeds, and each seed's."""
     whole = {key: int(costs[0][key] or 0) for key in ("parameters", "flops")}  # the same for every seed
+    seeds = [{"seed": seed} | {key: entry[key] for key in MEASURED} for seed, entry in zip(task.seeds, costs, strict=True)]
     crf = task.evaluation.dense_crf
     peak = max(int(entry["peak_memory_bytes"] or 0) for entry in costs)
     return {
@@ -59,7 +62,10 @@ def results(
         **({"dense_crf": crf_record(crf, [pair.height * pair.width for pair in task.pairs], task.device)} if crf else {}),
         **{protocol: mean_scores([entry[protocol] for entry in per_seed]) for protocol in PROTOCOLS},
         "per_seed": list(per_seed),
-        "cost": mean_scores([dict(entry) for entry in costs]) | whole | {"peak_memory_bytes": peak},
+        "cost": mean_scores([dict(entry) for entry in costs])
+        | whole
+        | {"peak_memory_bytes": peak}
+        | ({"per_seed": seeds} if len(seeds) > 1 else {}),
         "adjacent_class_weight_cosine": mean_scores(list(cosines)),
     }
 

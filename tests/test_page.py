@@ -193,6 +193,11 @@ def test_the_leaderboard_says_what_the_results_say_and_sorts(project: Path, visi
     seconds = {
         name: [json.loads(Path(f"runs/{name}/weights/seed-{seed}.json").read_text())["seconds"] for seed in (0, 1)] for name in METHODS
     }
+    speeds = {name: [seed["images_per_second"] for seed in results(name)["cost"]["per_seed"]] for name in METHODS}
+    written = page.eval_on_selector_all(
+        "#board tbody tr", "rows => rows.map(row => row.cells[row.cells.length - 2].innerText.split('\\n')[0])"
+    )
+    assert written == [f"{np.mean(speeds[name]):.1f} ±{np.std(speeds[name], ddof=1):.1f}" for name in sorted(METHODS)]
     written = page.eval_on_selector_all("#board tbody tr", "rows => rows.map(row => row.lastElementChild.firstChild.textContent"
                                         " + row.lastElementChild.querySelector('.spread').textContent)")  # fmt: skip
     assert written == [f"{tables.duration(float(np.mean(seconds[name])))} ±{tables.duration(float(np.std(seconds[name], ddof=1)))}"

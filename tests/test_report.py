@@ -49,12 +49,13 @@ def write_results(name: str, mious: list[float], **changes: object) -> None:
         for seed, miou in enumerate(mious)
     ]
     mean = sum(mious) / len(mious)
+    seeds = {"per_seed": [{"seed": seed, "images_per_second": 12.34 + seed} for seed in range(len(mious))]} if len(mious) > 1 else {}
     values = {
         "evaluation": name, "run": name, "dataset": "scenes", "split": "val", "images": 2, "seeds": list(range(len(mious))),
         "single_scale": protocol(mean, [mean, None, 0.25]), "multi_scale_flip": protocol(mean + 0.01, [0.5, None, 0.25]),
         "per_seed": per_seed,
         "cost": {"parameters": 1_500_000, "flops": 2.5e9, "images_per_second": 12.34, "peak_memory_bytes": 3 * 2**29,
-                 "train_seconds": 3723.0},
+                 "train_seconds": 3723.0} | seeds,
     }  # fmt: skip
     files.write_json(Path(f"results/{name}.json"), values | changes)
     for seed in range(len(mious)):
@@ -108,6 +109,7 @@ def test_tables_say_what_the_results_say(project: Path) -> None:
     assert second[:3] == ["`ecrf`", "**52.00** ± 2.83 (+2.00)", "**53.00** ± 2.83 (+2.00)"]
     assert second[3:5] == ["**90.00** ± 0.00 (+0.00)", "–"]  # noqa: RUF001
     assert table("Cost")[1] == ["`fcn`", "1.50", "2.50", "12.3", "1.50 GiB", "400", "1 h 02 min", "1 MiB", "1", "CPU"]
+    assert table("Cost")[2][3] == "12.3 ± 0.7"
     settings = table("Settings")[2]
     assert settings[:4] == ["`ecrf`", "deeplab (width 128, rates \\[2, 4, 6\\])", "embedded", "cross_entropy"]
     assert settings[-2:] == ["train.lr 0.5", "0, 1"]

@@ -119,13 +119,13 @@ def test_each_seeds_run_gets_its_own_numbers_and_the_first_the_pictures(workspac
     monkeypatch.setattr(mirror_process, "Copy", Copy)
     Path("results/pictures").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save("results/grid.png")
-    seeds = [{"seed": 3, "miou": 0.3, "cost": {"train_seconds": 10}}, {"seed": 5, "miou": 0.5, "cost": {"train_seconds": 20}}]
+    seeds = [{"seed": 3, "miou": 0.3}, {"seed": 5, "miou": 0.5}]
     results = {
         "evaluation": "fcn",
         "run": "fcn",
         "images": 2,
         "adjacent_class_weight_cosine": 0.1,
-        "cost": {"flops": 7, "train_seconds": 15},
+        "cost": {"flops": 7, "train_seconds": 15, "per_seed": [{"seed": 3, "train_seconds": 10}, {"seed": 5, "train_seconds": 20}]},
     }
     order = {"experiment": "scenes", "fingerprints": {"3": "a", "5": "b"}, "pictures": "results/pictures"}
     mirror_process.send_evaluation({**order, "results": {**results, "per_seed": seeds}})

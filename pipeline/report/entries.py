@@ -42,8 +42,10 @@ class Entry:
 
     def spread(self, *path: str) -> float | None:
         """The standard deviation over the seeds; None for a single one, and for what results do not have of each."""
-        seeds = [{"cost": {"train_seconds": training.get("seconds")}} for training in self.trainings]
-        found = seeds if path[0] == "cost" else self.results["per_seed"]
+        found = self.results["per_seed"]
+        if path[0] == "cost":
+            found = self.results["cost"].get("per_seed") or [{"train_seconds": each.get("seconds")} for each in self.trainings]
+            path = path[1:]
         values = [value for seed in found if (value := lookup(seed, path)) is not None]
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 

@@ -138,14 +138,14 @@ def cost(entries: Entries) -> str:
         steps = {int(training["steps"]) for training in entry.trainings if training.get("steps")}
         devices = {str(training["device"]) for training in entry.trainings if training.get("device")}
         memory = [training["peak_memory_bytes"] for training in entry.trainings if training.get("peak_memory_bytes")]
-        deviation = entry.spread("cost", "train_seconds")
+        fast, slow = entry.spread("cost", "images_per_second"), entry.spread("cost", "train_seconds")
         cells = [
             tables.scaled(entry.value("cost", "parameters"), 1e6, 2),
             tables.scaled(entry.value("cost", "flops"), 1e9, 2),
-            tables.scaled(entry.value("cost", "images_per_second"), 1, 1),
+            tables.scaled(entry.value("cost", "images_per_second"), 1, 1) + ("" if fast is None else f" ± {tables.scaled(fast, 1, 1)}"),
             tables.size(entry.value("cost", "peak_memory_bytes")),
             ", ".join(f"{step:,}" for step in sorted(steps)) or NOTHING,
-            tables.duration(entry.value("cost", "train_seconds")) + ("" if deviation is None else f" ± {tables.duration(deviation)}"),
+            tables.duration(entry.value("cost", "train_seconds")) + ("" if slow is None else f" ± {tables.duration(slow)}"),
             tables.size(max(memory, default=None)),
             str(len(entry.results["seeds"])),
             ", ".join(escaped(device) for device in sorted(devices)) or NOTHING,
