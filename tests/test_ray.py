@@ -25,7 +25,7 @@ from pipeline import config as configs
 from pipeline import files, runs
 from pipeline.distributed import of_rank_0, rank, world
 from pipeline.errors import UserError
-from pipeline.lifeline import parent_of
+from pipeline.lifeline import alive, parent_of
 from pipeline.profiles import Ray
 from pipeline.schema import Config
 from pipeline.trainer import train
@@ -147,7 +147,7 @@ def all_reached() -> bool:
 
 
 def are_alive(pids: list[int]) -> list[bool]:
-    return [Path(f"/proc/{pid}").exists() for pid in pids]
+    return [alive(pid) for pid in pids]
 
 
 def results(folder: Path) -> dict[str, Any]:
