@@ -27,11 +27,12 @@ from benchmarks.measure import Case, measure
 from benchmarks.methods import processor
 from benchmarks.pictures import ADE20K, CITYSCAPES, CLASSES, Like, generate, title
 from benchmarks.reference import Reference
-from pipeline import data, preparation
-from pipeline.data import Batch
+from pipeline.data.prepared import Prepared, pairs
 from pipeline.datasets.folder import Folder
-from pipeline.prepared import Prepared, pairs
-from pipeline.schema import Backbone, Config, Data, Launch, Part, Train
+from pipeline.preparation import pairs as preparation
+from pipeline.settings.schema import Backbone, Config, Data, Launch, Part, Train
+from pipeline.training import batches as data
+from pipeline.training.batches import Batch
 
 BATCH = 4
 MEAN = (0.485, 0.456, 0.406)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.pictures import ADE20K, CITYSCAPES, CLASSES, Like, generate, title
-from pipeline import preparation, workers
 from pipeline.datasets.folder import Folder
+from pipeline.ground import workers
+from pipeline.preparation import pairs as preparation
 
 LIKE = {like.name: like for like in (CITYSCAPES, ADE20K)}
 HEADER = "| preparing | processes | pairs | pairs/s | MB/s | CPU a pair | all of it |\n|---|--:|--:|--:|--:|--:|--:|"

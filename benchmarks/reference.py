@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from pipeline import store
-from pipeline.prepared import Pair
+from pipeline.data.prepared import Pair
+from pipeline.ground import store
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

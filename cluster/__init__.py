@@ -4,9 +4,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from pipeline.copies import refuse_unwritable
-from pipeline.profiles import Launch
-from pipeline.schema import Config
+from pipeline.runs.copies import refuse_unwritable
+from pipeline.settings.profiles import Launch
+from pipeline.settings.schema import Config
 
 MODULES = {"local": "cluster.local", "slurm": "cluster.slurm", "ray": "cluster.ray_train"}
 QUEUES = ("slurm",)  # backends with `submit(work, configs)`

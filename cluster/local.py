@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from cluster import C
-from pipeline.errors import UserError, words
-from pipeline.lifeline import die_with_parent
+from pipeline.ground.errors import UserError, words
+from pipeline.ground.lifeline import die_with_parent
 
 GRACE = 10.0  # seconds that the other ranks get to end by themselves
 GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -30,7 +30,7 @@ def launch(work: Callable[[C], None], config: C) -> None:
         return
     refuse_too_many(processes)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.trainer", "pipeline.evaluation", "timm"])
+    context.set_forkserver_preload(["pipeline.runs.trainer", "pipeline.evaluation.evaluate", "timm"])
     port = free_port()
     ranks: list[tuple[BaseProcess, Connection]] = []
     try:

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.copies import located, refuse_unwritable
-from pipeline.distributed import cores
-from pipeline.errors import UserError
-from pipeline.profiles import Launch, Ray
-from pipeline.progress import warn
+from pipeline.ground.errors import UserError
+from pipeline.ground.progress import warn
+from pipeline.runs.copies import located, refuse_unwritable
+from pipeline.settings.profiles import Launch, Ray
+from pipeline.training.distributed import cores
 
 # Variables, by how their names begin, that workers get too.
 TRAVELS = ("DATA_STORE", "MLFLOW_", "HF_", "TORCH_HOME", "NCCL_", "GLOO_", "AWS_", "GOOGLE_", "FSSPEC_")

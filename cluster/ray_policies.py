@@ -17,8 +17,8 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.local import is_loss
-from pipeline.errors import UserError
-from pipeline.profiles import Ray
+from pipeline.ground.errors import UserError
+from pipeline.settings.profiles import Ray
 
 
 class Trainer(TorchTrainer):

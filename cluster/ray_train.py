@@ -3,7 +3,7 @@
 A lost worker (its process or node died) ends the others' step too; all are started again and go on from the last checkpoint, as
 often as the profile's `ray.failures` says. What a user must mend, and faults of the code, are never tried twice.
 
-Ray Train's own checkpoints are not used: ours lie in the project's folder, which all nodes share, and pipeline/copies.py keeps copies
+Ray Train's own checkpoints are not used: ours lie in the project's folder, which all nodes share, and pipeline/runs/copies.py keeps copies
 of them on the profile's storage.
 """
 
@@ -27,11 +27,12 @@ from cluster import C, Launchable
 from cluster.local import is_loss
 from cluster.ray_cluster import cluster, refuse_impossible, writable_storage
 from cluster.snapshot import refuse_other_code, snapshot
-from pipeline import files, runs
-from pipeline.errors import BusyError, UserError, words
-from pipeline.fingerprint import fingerprint
-from pipeline.profiles import Ray
-from pipeline.schema import Config
+from pipeline.ground import files
+from pipeline.ground.errors import BusyError, UserError, words
+from pipeline.runs import folders as runs
+from pipeline.runs.fingerprint import fingerprint
+from pipeline.settings.profiles import Ray
+from pipeline.settings.schema import Config
 
 try:
     from cluster.ray_policies import Divisors, Losses, Trainer, told

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.distributed import cores
-from pipeline.errors import UserError
-from pipeline.profiles import Launch, Ray
-from pipeline.progress import warn
-from pipeline.search import Search
+from pipeline.ground.errors import UserError
+from pipeline.ground.progress import warn
+from pipeline.search.space import Search
+from pipeline.settings.profiles import Launch, Ray
+from pipeline.training.distributed import cores
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A search with Ray Tune, which runs trials beside one another and ends those that are behind.
 
-ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020) ends trials; what is tried next is pipeline/suggestions.py,
-what a trial does pipeline/trial.py. Ray's own books are not used to go on: the trials are known by pipeline/trials.py, so that a search
+ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020) ends trials; what is tried next is search/suggestions.py,
+what a trial does search/trial.py. Ray's own books are not used to go on: the trials are known by search/trials.py, so that a search
 that was killed at any time loses nothing, and one that is done takes more trials.
 """
 
@@ -24,12 +24,12 @@ from ray.tune.search import Searcher
 from cluster.ray_cluster import cluster, writable_storage
 from cluster.room import Room, refuse_impossible
 from cluster.snapshot import snapshot
-from pipeline import suggestions
-from pipeline.errors import UserError, words
-from pipeline.lifeline import die_with_parent
-from pipeline.search import Search
-from pipeline.trial import Trial, rungs, scores
-from pipeline.trials import Outcome, State, Trials, place, read_record
+from pipeline.ground.errors import UserError, words
+from pipeline.ground.lifeline import die_with_parent
+from pipeline.search import suggestions
+from pipeline.search.space import Search
+from pipeline.search.trial import Trial, rungs, scores
+from pipeline.search.trials import Outcome, State, Trials, place, read_record
 
 BOOKS = "ray"  # the folder of Ray's own books, in the search's
 # No files for other tools beside the trials, no tables, no handler that would take Ctrl-C for the end of the search, books seldom, and

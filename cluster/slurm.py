@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 from cluster import C, slurm_queue, slurm_watch
 from cluster.slurm_batch import FOLDER, Task, log_of, submitted, words_of
 from cluster.snapshot import refuse_other_code, snapshot
-from pipeline import files, runs, store
-from pipeline import fingerprint as fingerprints
-from pipeline.errors import UserError
-from pipeline.schema import Config, Evaluation
-from pipeline.strict import adapter
+from pipeline.ground import files, store
+from pipeline.ground.errors import UserError
+from pipeline.runs import fingerprint as fingerprints
+from pipeline.runs import folders as runs
+from pipeline.settings.schema import Config, Evaluation
+from pipeline.settings.strict import adapter
 
 
 class Sent(NamedTuple):

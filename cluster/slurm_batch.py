@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm_watch
-from pipeline import files
-from pipeline.errors import UserError
-from pipeline.profiles import Launch, Slurm
+from pipeline.ground import files
+from pipeline.ground.errors import UserError
+from pipeline.settings.profiles import Launch, Slurm
 
 FOLDER = Path("runs/.slurm")
 FOR_EVER = 10**6  # submitit's bound on requeues

@@ -19,8 +19,8 @@ from types import FrameType
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from cluster import slurm_queue
-from pipeline import files, stopping
-from pipeline.errors import UserError, words
+from pipeline.ground import files, stopping
+from pipeline.ground.errors import UserError, words
 
 TOLD, LOST, BROKEN = "told", "lost", "broken"  # how a rank failed: with its own words, because another was gone, by a fault of the code
 WARNINGS = {signal.SIGUSR2, signal.SIGTERM}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster import slurm_queue
 from cluster.slurm_queue import HELD, HOPELESS, Status
-from pipeline.errors import UserError
+from pipeline.ground.errors import UserError
 
 LOOK = 0.5  # seconds between two looks at the log
 RARELY = 10.0  # the most seconds between two questions to Slurm

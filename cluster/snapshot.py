@@ -14,10 +14,10 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipeline import files
-from pipeline.errors import UserError, explained, refusal
-from pipeline.fingerprint import tree_hash
-from pipeline.schema import Config
+from pipeline.ground import files
+from pipeline.ground.errors import UserError, explained, refusal
+from pipeline.runs.fingerprint import tree_hash
+from pipeline.settings.schema import Config
 
 ROOT = Path(__file__).parent.parent
 COPIES = Path("runs/.code")

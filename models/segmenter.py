@@ -12,11 +12,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models import backbone
+from models.backbones import backbone
 from models.crf import CRF, CRFS
 from models.heads import HEADS, Head
-from models.layers import Output, Projection, classifier, conv_norm_act
 from models.losses import LOSSES, Loss
+from models.parts.layers import Output, Projection, classifier, conv_norm_act
 
 T = TypeVar("T")
 

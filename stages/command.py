@@ -4,8 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from pipeline.errors import words
-from pipeline.lifeline import die_with_starter
+from pipeline.ground.errors import words
+from pipeline.ground.lifeline import die_with_starter
 
 
 def run(main: Callable[[], None]) -> int:

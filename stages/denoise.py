@@ -8,14 +8,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, files
-from pipeline.errors import UserError
-from pipeline.progress import track
-from pipeline.schema import Params
+from pipeline.ground import files
+from pipeline.ground.errors import UserError
+from pipeline.ground.progress import track
+from pipeline.settings import config
+from pipeline.settings.schema import Params
 from stages.command import run
 
 if TYPE_CHECKING:
-    from pipeline.denoising import Noise
+    from pipeline.figures.denoising import Noise
 
 # Table 1: VOC 2012, 500 x 500 pixels; milliseconds on a GTX 1080 Ti (FullCRF on a CPU; for the unary the CNN's).
 PAPER = {
@@ -35,7 +36,7 @@ def main() -> None:
         raise UserError(f"{wanted}, --images, --steps and --seed not negative")
     params = config.load()
 
-    from pipeline import denoising
+    from pipeline.figures import denoising
 
     noise = denoising.Noise(factor=options.factor, flip=options.flip, confidence=options.confidence)
     results = experiment(params, noise, options)
@@ -63,10 +64,10 @@ def experiment(params: Params, noise: "Noise", options: argparse.Namespace) -> d
     """Train what is trained, compare all, and draw the first images; the results as table.json has them."""
     from dataclasses import asdict
 
-    from pipeline import denoising, prepared
-    from pipeline.figures import canvas, choose, conv_crf
+    from pipeline.data import prepared
+    from pipeline.evaluation.pictures import safe_name
+    from pipeline.figures import canvas, choose, conv_crf, denoising
     from pipeline.figures.material import spread
-    from pipeline.pictures import safe_name
 
     manifest = choose.dataset(params)
     classes, split = manifest.classes, choose.split_of(params)

@@ -8,7 +8,9 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from pipeline import archives, config, files
+from pipeline.download import archives
+from pipeline.ground import files
+from pipeline.settings import config
 from stages.command import run
 
 MANIFEST = Path("data/archives.json")
@@ -17,7 +19,7 @@ MANIFEST = Path("data/archives.json")
 def main() -> None:
     """Check params.yaml, then fetch what its dataset needs."""
     from pipeline import datasets
-    from pipeline.check import check
+    from pipeline.settings.check import check
 
     parser = argparse.ArgumentParser(prog="uv run python -m stages.download", description="Download and check the dataset's archives.")
     parser.add_argument("--accept", metavar="NAME", action="append", default=[], help="trust the changed content of this archive")

@@ -7,8 +7,9 @@ results/NAME/pictures.
 import argparse
 from typing import Any
 
-from pipeline import config, files
-from pipeline.check import check, check_prepared
+from pipeline.ground import files
+from pipeline.settings import config
+from pipeline.settings.check import check, check_prepared
 from stages.command import run
 
 
@@ -23,8 +24,8 @@ def main() -> None:
     check_prepared(params)
 
     from cluster import launch
-    from pipeline.evaluation import evaluate
-    from pipeline.record import RESULTS
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.record import RESULTS
 
     launch(evaluate, evaluation)
     file = RESULTS / f"{name}.json"

@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.progress import warn
+from pipeline.ground.errors import UserError
+from pipeline.ground.progress import warn
 from stages.command import run
 
 FORMATS = ("onnx", "torch", "safetensors")
@@ -22,14 +22,14 @@ def main() -> None:
     options = arguments()
     if options.register and options.format and "safetensors" not in options.format:
         raise UserError("--register needs safetensors among the formats: the registry gets them")
-    from pipeline import graph
-    from pipeline.export import Order, export
+    from pipeline.release import graph
+    from pipeline.release.export import Order, export
 
     chosen = formats(options.format, graph.missing_libraries())
     for line in export(Order(options.run, options.seed, options.out, chosen, tuple(options.images or ()))):
         print(line, flush=True)
     if options.register:
-        from pipeline import registry
+        from pipeline.release import registry
 
         print(registry.register(options.out, options.register))
 

@@ -8,12 +8,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import config
-from pipeline.config import read_figures
-from pipeline.errors import UserError
 from pipeline.figures import NAMES
-from pipeline.schema import Params
-from pipeline.strict import Section, names, suggestion
+from pipeline.ground.errors import UserError
+from pipeline.settings import config
+from pipeline.settings.config import read_figures
+from pipeline.settings.schema import Params
+from pipeline.settings.strict import Section, names, suggestion
 from stages.command import run
 
 

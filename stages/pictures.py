@@ -7,7 +7,7 @@ Equal results give equal bytes.
 import argparse
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.ground.errors import UserError
 from stages.command import run
 
 OUT = Path("docs/pictures/scenes.png")
@@ -22,10 +22,12 @@ def main() -> None:
     goal = parser.parse_args().out
     from PIL import Image
 
-    from pipeline import config, files, prepared
+    from pipeline.data import prepared
+    from pipeline.ground import files
     from pipeline.report import grids
     from pipeline.report.entries import read
     from pipeline.report.gallery import prediction_file, read_prediction
+    from pipeline.settings import config
 
     entries = read(config.load())
     chosen = [entry for entry in entries if entry.name in SHOWN] or entries[: grids.COLUMNS]

@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pipeline.errors import MEMORY, UserError, words
-from pipeline.progress import PLAIN_SECONDS, track
+from pipeline.ground.errors import MEMORY, UserError, words
+from pipeline.ground.progress import PLAIN_SECONDS, track
 from stages.command import run
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from pipeline.predictor import Predictor
+    from pipeline.release.predictor import Predictor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".gif"}  # of images in a folder
 ENDINGS = (".labels.png", ".overlay.png", ".probabilities.npy")
@@ -35,8 +35,8 @@ def main() -> None:
     options = arguments()
     images = named(options.images, options.out)
     check_out(options.out, images)
-    from pipeline.pictures import legend, save
-    from pipeline.predictor import Predictor
+    from pipeline.evaluation.pictures import legend, save
+    from pipeline.release.predictor import Predictor
 
     predictor = Predictor.load(
         options.run, seed=options.seed, device=options.device, scales=options.scales, flip=options.flip,
@@ -126,8 +126,8 @@ def write(predictor: "Predictor", image: "Image.Image", file: Path, goal: Path, 
     """Predict the image of a file and write its files, each whole or not at all; the image becomes its overlay."""
     from PIL import Image
 
-    from pipeline import files
-    from pipeline.pictures import coloured, indexed, save
+    from pipeline.evaluation.pictures import coloured, indexed, save
+    from pipeline.ground import files
 
     told = progress_in(file)
     labels, overlay, planar = (goal.with_name(goal.name + ending) for ending in ENDINGS)

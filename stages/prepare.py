@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from stages.command import run
 
 if TYPE_CHECKING:
-    from pipeline.archives import Archive
     from pipeline.datasets import Dataset
+    from pipeline.download.archives import Archive
 
 
 def main() -> None:
@@ -19,10 +19,13 @@ def main() -> None:
     description = "Check every image and label of the dataset and put them into the store."
     argparse.ArgumentParser(prog="uv run python -m stages.prepare", description=description).parse_args()
 
-    from pipeline import config, preparation, prepared, summary
-    from pipeline.check import check_data
-    from pipeline.errors import UserError
-    from pipeline.progress import warn
+    from pipeline.data import prepared
+    from pipeline.ground.errors import UserError
+    from pipeline.ground.progress import warn
+    from pipeline.preparation import pairs as preparation
+    from pipeline.preparation import summary
+    from pipeline.settings import config
+    from pipeline.settings.check import check_data
 
     params = config.load()
     dataset = check_data(params)
@@ -44,7 +47,8 @@ def main() -> None:
 
 def folders_of(dataset: "Dataset", name: str) -> list[Path]:
     """Where the dataset's archives were extracted (which happens here), or where it may put files of its own."""
-    from pipeline import archives, files, store
+    from pipeline.download import archives
+    from pipeline.ground import files, store
 
     if not dataset.archives:
         return [store.root() / "generated" / name]
@@ -54,8 +58,8 @@ def folders_of(dataset: "Dataset", name: str) -> list[Path]:
 
 def folder_of(archive: "Archive", fetched: Any) -> Path:
     """Where one archive was extracted; `fetched` is what the download published."""
-    from pipeline import archives, extraction
-    from pipeline.errors import UserError
+    from pipeline.download import archives, extraction
+    from pipeline.ground.errors import UserError
 
     try:
         sha256 = fetched["archives"][archive.name]["sha256"]

@@ -6,7 +6,7 @@ report/index.md with its pictures; prints the table.
 
 import argparse
 
-from pipeline import config
+from pipeline.settings import config
 from stages.command import run
 
 

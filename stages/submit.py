@@ -13,11 +13,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import config, files, runs
-from pipeline import fingerprint as fingerprints
-from pipeline.check import check, check_prepared
-from pipeline.errors import UserError
-from pipeline.schema import Config, Params
+from pipeline.ground import files
+from pipeline.ground.errors import UserError
+from pipeline.runs import fingerprint as fingerprints
+from pipeline.runs import folders as runs
+from pipeline.settings import config
+from pipeline.settings.check import check, check_prepared
+from pipeline.settings.schema import Config, Params
 from stages.command import run
 
 BUSY = re.compile(r"is busy|Unable to acquire lock|blocked by", re.IGNORECASE)
@@ -33,7 +35,7 @@ def main() -> None:
     check(params)
 
     from cluster import QUEUES, submit
-    from pipeline.trainer import train
+    from pipeline.runs.trainer import train
 
     if params.launch.backend not in QUEUES:
         way = f"LAUNCH={QUEUES[0]} uv run python -m stages.submit"

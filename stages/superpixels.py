@@ -2,7 +2,10 @@
 
 import argparse
 
-from pipeline import config, prepared, store, superpixels
+from pipeline.data import prepared
+from pipeline.ground import store
+from pipeline.settings import config
+from pipeline.superpixels import sets as superpixels
 from stages.command import run
 
 

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline import checkpoint, config, prepared, runs
-from pipeline import fingerprint as fingerprints
-from pipeline.check import check, check_prepared
-from pipeline.schema import Config
+from pipeline.data import prepared
+from pipeline.runs import fingerprint as fingerprints
+from pipeline.runs import folders as runs
+from pipeline.settings import config
+from pipeline.settings.check import check, check_prepared
+from pipeline.settings.schema import Config
+from pipeline.training import checkpoint
 
 
 def train_run(kind: str, name: str, *, dry_run: bool = False, overfit: bool = False) -> None:
@@ -21,7 +24,7 @@ def train_run(kind: str, name: str, *, dry_run: bool = False, overfit: bool = Fa
         print(plan(seeds))
     elif overfit:
         from cluster.local import launch
-        from pipeline.overfit import overfit_one_batch
+        from pipeline.runs.overfit import overfit_one_batch
 
         launch(overfit_one_batch, replace(seeds[0], launch=replace(seeds[0].launch, processes=1)))
     else:
@@ -31,7 +34,7 @@ def train_run(kind: str, name: str, *, dry_run: bool = False, overfit: bool = Fa
 def train_seeds(seeds: list[Config]) -> None:
     """Train what is not finished, one seed after the other (side by side where there is a queue), and publish all."""
     from cluster import launch, submit
-    from pipeline.trainer import train
+    from pipeline.runs.trainer import train
 
     for seed in seeds:
         runs.adopt_or_warn(seed)
@@ -48,7 +51,7 @@ def plan(seeds: list[Config]) -> str:
     """What training would do, for people."""
     first = seeds[0]
     train, launch, millions = first.train, first.launch, parameters(first) / 1e6
-    from pipeline.data import training_images
+    from pipeline.training.batches import training_images
 
     images = len(training_images(first, prepared.read()))
     share = train.batch_size // launch.world // train.accumulate

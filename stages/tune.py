@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, files, suggestions, trials
-from pipeline import fingerprint as fingerprints
-from pipeline import search as searches
-from pipeline.check import check, check_prepared
-from pipeline.errors import UserError
-from pipeline.progress import warn
-from pipeline.schema import Params
-from pipeline.search import Search, Value
-from pipeline.search_tracking import mirrored
-from pipeline.strict import read_yaml
-from pipeline.trials import Outcome, Trials
+from pipeline.ground import files
+from pipeline.ground.errors import UserError
+from pipeline.ground.progress import warn
+from pipeline.runs import fingerprint as fingerprints
+from pipeline.search import space as searches
+from pipeline.search import suggestions, trials
+from pipeline.search.space import Search, Value
+from pipeline.search.tracking import mirrored
+from pipeline.search.trials import Outcome, Trials
+from pipeline.settings import config
+from pipeline.settings.check import check, check_prepared
+from pipeline.settings.schema import Params
+from pipeline.settings.strict import read_yaml
 from stages.command import run
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def publish(wanted: Search, folder: Path, outcomes: Sequence[Outcome], file: Pat
         f"{len(outcomes)} trials: {states['finished']} trained to the end, {states['early']} ended early, {states['failed']} failed: "
         f"{FOLDER / trials.TABLE}"
     )
-    from pipeline.search_pictures import draw
+    from pipeline.search.pictures import draw
 
     for place in (folder, FOLDER):
         draw(wanted, outcomes, place / "pictures")

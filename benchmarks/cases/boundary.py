@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from benchmarks.measure import Case, Work
-from pipeline.boundary import boundary_scores
+from pipeline.evaluation.boundary import boundary_scores
 
 CLASSES, SIZE, RADII = 19, (512, 1024), (1, 3, 5, 9, 12)
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from models.filters.blur import Blur
 from models.filters.field import Field, terms
-from models.filters.precision import without_autocast
-from models.layers import Undecayed, at_least_float32, classifier, resize, size_of
+from models.kernels.precision import without_autocast
+from models.parts.layers import Undecayed, at_least_float32, classifier, resize, size_of
 
 
 class Conv(nn.Module):

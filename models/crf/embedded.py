@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from models.flops import declare
+from models.kernels.flops import declare
 from models.kernels.superpixels import Segments, segments
 from models.kernels.taps import products, weighted_sum
-from models.layers import at_least_float32, classifier, resize, resize_nearest, size_of, superpixel_mean
+from models.parts.layers import at_least_float32, classifier, resize, resize_nearest, size_of, superpixel_mean
 
 WAVES = 32  # channels that encode each coordinate
 

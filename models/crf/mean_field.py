@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from models.filters import FILTERS
-from models.filters.precision import product, without_autocast
 from models.filters.spatial import Spatial
-from models.layers import Undecayed, at_least_float32, classifier, resize, size_of
+from models.kernels.precision import product, without_autocast
+from models.parts.layers import Undecayed, at_least_float32, classifier, resize, size_of
 
 NORMALIZATIONS = ("rows", "symmetric", "none")
 TINY = 1e-20

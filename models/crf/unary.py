@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.layers import classifier
+from models.parts.layers import classifier
 
 
 class Unary(nn.Module):

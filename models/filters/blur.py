@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.layers import resize, size_of
+from models.parts.layers import resize, size_of
 
 BAND = {"cpu": 2**19, "cuda": 2**26}  # elements of a band: a CPU's cache, a GPU's many cores
 

@@ -3,7 +3,7 @@
     out_i = sum over j of exp(-|f_i - f_j|^2 / 2) v_j          (j = i included, not normalised)
 
 Points farther apart than sqrt(2 ln(N / tolerance)) add up to less than `tolerance` of the largest value, so that tiles of them are
-skipped (models/filters/tiles.py). For each remaining pair of tiles the kernel is made once and used in both directions, as matrix
+skipped (models/kernels/tiles.py). For each remaining pair of tiles the kernel is made once and used in both directions, as matrix
 products. Squares are expanded about the tiles' centres, not about the image's: the half squares are then a few units instead of 3600
 and float32 keeps its precision; in float64 for the pairs of wide tiles and for a tile with itself.
 """
@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.filters.precision import full_precision
-from models.filters.tiles import Tiles, build
 from models.kernels import use_triton
-from models.layers import at_least_float32
+from models.kernels.precision import full_precision
+from models.kernels.tiles import Tiles, build
+from models.parts.layers import at_least_float32
 
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}  # kernel values held at once
 TO_BASE_2 = math.sqrt(math.log2(math.e))  # exp(-x^2 / 2) = 2^(-(TO_BASE_2 x)^2 / 2), and exp2 is the faster of the two

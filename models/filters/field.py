@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from models.filters.blur import Blur, by_bands
-from models.filters.precision import product
 from models.filters.window import Window, window_filter, window_kernel
+from models.kernels.precision import product
 
 TINY = 1e-20
 

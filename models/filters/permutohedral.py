@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.flops import declare
-from models.layers import at_least_float32
+from models.kernels.flops import declare
+from models.parts.layers import at_least_float32
 
 LARGEST = 2.0**40  # of a feature, in standard deviations: beyond, float64 no longer tells places in a simplex apart
 COLUMNS = 64  # of values that are filtered at a time, so that the table is no larger than it must

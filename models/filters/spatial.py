@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.filters.precision import product
+from models.kernels.precision import product
 
 REACH = 9.0  # standard deviations
 BLOCK = 64

@@ -14,7 +14,7 @@ from models.heads.ksac import KSAC
 from models.heads.psp import PSP
 from models.heads.segformer import SegFormer
 from models.heads.uper import UPer
-from models.layers import End
+from models.parts.layers import End
 
 
 class Head(Protocol):

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.attention import attend
-from models.layers import End, conv_norm_act, size_of
+from models.parts.attention import attend
+from models.parts.layers import End, conv_norm_act, size_of
 
 
 class Attention(nn.Module):
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """What attention gathers for each pixel, before it is added. Memory is bounded: see models/attention.py."""
+    """What attention gathers for each pixel, before it is added. Memory is bounded: see models/parts/attention.py."""
 
     def __init__(self, width: int, key_width: int) -> None:
         super().__init__()

@@ -22,11 +22,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.attention import along_columns, attend, attention_map, in_autocast
-from models.decoder import LOW_LEVEL_STRIDE, Decoder
-from models.filters.precision import without_autocast
-from models.gating import modulate, with_sum
-from models.layers import End, ImagePooling, at_least_float32, conv_norm_act, size_of
+from models.kernels.precision import without_autocast
+from models.parts.attention import along_columns, attend, attention_map, in_autocast
+from models.parts.decoder import LOW_LEVEL_STRIDE, Decoder
+from models.parts.gating import modulate, with_sum
+from models.parts.layers import End, ImagePooling, at_least_float32, conv_norm_act, size_of
 
 SLOPE = 0.2  # of the gates' leaky ReLU
 

@@ -18,8 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.filters.precision import without_autocast
-from models.layers import ASPP, End, PyramidPooling, at_least_float32, classifier, conv_norm_act, must_be_deterministic, resize, size_of
+from models.kernels.precision import without_autocast
+from models.parts.layers import (
+    ASPP,
+    End,
+    PyramidPooling,
+    at_least_float32,
+    classifier,
+    conv_norm_act,
+    must_be_deterministic,
+    resize,
+    size_of,
+)
 
 LOW_LEVEL_STRIDE = 4
 SMALLEST = 7  # the side of the smallest map that two unpadded 3x3 convolutions of stride 2 leave something of

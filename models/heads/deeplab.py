@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.decoder import LOW_LEVEL_STRIDE, Decoder
-from models.layers import ASPP, End
+from models.parts.decoder import LOW_LEVEL_STRIDE, Decoder
+from models.parts.layers import ASPP, End
 
 
 class DeepLab(nn.Module):

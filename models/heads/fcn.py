@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from models.layers import End, conv_norm_act
+from models.parts.layers import End, conv_norm_act
 
 
 class FCN(nn.Module):

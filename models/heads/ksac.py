@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.decoder import LOW_LEVEL_STRIDE, Decoder
-from models.flops import declare
+from models.kernels.flops import declare
 from models.kernels.shifts import TAPS, spread
-from models.layers import End, ImagePooling, conv_norm_act
+from models.parts.decoder import LOW_LEVEL_STRIDE, Decoder
+from models.parts.layers import End, ImagePooling, conv_norm_act
 
 
 class KSAC(nn.Module):

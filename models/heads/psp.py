@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.layers import End, PyramidPooling
+from models.parts.layers import End, PyramidPooling
 
 
 class PSP(nn.Module):

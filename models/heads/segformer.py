@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import End, from_stride_4, resize, size_of
+from models.parts.layers import End, from_stride_4, resize, size_of
 
 
 class SegFormer(nn.Module):

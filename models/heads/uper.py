@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import End, PyramidPooling, conv_norm_act, from_stride_4, resize, size_of
+from models.parts.layers import End, PyramidPooling, conv_norm_act, from_stride_4, resize, size_of
 
 
 class UPer(nn.Module):

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.filters.tiles import Tiles
-from models.flops import declare
+from models.kernels.flops import declare
+from models.kernels.tiles import Tiles
 
 CHANNELS = 32  # values that a program takes at once
 

@@ -5,10 +5,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from models.layers import Output
 from models.losses.body_edge import BodyEdgeLoss
 from models.losses.car import CAR
 from models.losses.cross_entropy import CrossEntropy
+from models.parts.layers import Output
 
 
 class Loss(Protocol):

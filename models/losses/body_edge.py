@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.entropy import (
+from models.parts.entropy import (
     IGNORE,
     branches,
     check_weights,
@@ -33,8 +33,8 @@ from models.entropy import (
     mean_of_image_means,
     ohem_cross_entropy,
 )
-from models.layers import Output, at_least_float32, resize, size_of
-from models.reductions import all_sum, share_of_mean
+from models.parts.layers import Output, at_least_float32, resize, size_of
+from models.parts.reductions import all_sum, share_of_mean
 
 NONE = -1  # no class
 

@@ -22,10 +22,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.entropy import IGNORE, Entropy, check_weights
-from models.filters.precision import without_autocast
-from models.layers import Output, at_least_float32, size_of
-from models.reductions import all_sum
+from models.kernels.precision import without_autocast
+from models.parts.entropy import IGNORE, Entropy, check_weights
+from models.parts.layers import Output, at_least_float32, size_of
+from models.parts.reductions import all_sum
 
 TERMS = ("intra_c2p", "inter_c2c", "inter_c2p")
 Form = Literal["released", "paper"]

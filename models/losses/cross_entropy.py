@@ -1,12 +1,12 @@
 """Mean cross-entropy over the labelled pixels of the global batch, with the auxiliary branch's and the unary's.
 
-Optionally weighted by class, or of each image's hard pixels alone (OHEM; see models/entropy.py).
+Optionally weighted by class, or of each image's hard pixels alone (OHEM; see models/parts/entropy.py).
 """
 
 from torch import Tensor
 
-from models.entropy import Entropy
-from models.layers import Output
+from models.parts.entropy import Entropy
+from models.parts.layers import Output
 
 
 class CrossEntropy:

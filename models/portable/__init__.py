@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import backbone
+from models.backbones import backbone
+from models.backbones.mit import MiT
 from models.crf.conv import Conv
 from models.crf.embedded import MessagePassing
 from models.crf.mean_field import MeanField
@@ -21,8 +22,7 @@ from models.heads.attention import SelfAttention
 from models.heads.caa import AxialAttention, FullAttention
 from models.heads.decoupled import BodyEdge
 from models.heads.ksac import Pyramid
-from models.layers import PyramidPooling, size_of
-from models.mit import MiT
+from models.parts.layers import PyramidPooling, size_of
 from models.portable import fields, heads, messages
 from models.segmenter import Segmenter
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.crf.conv import Conv, features_of, grid, scalar, tensor
 from models.crf.mean_field import MeanField, normalised
 from models.filters.field import TINY
-from models.layers import size_of
+from models.parts.layers import size_of
 
 
 class PlainMeanField(nn.Module):

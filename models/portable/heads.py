@@ -10,7 +10,7 @@ from models.heads.attention import SelfAttention
 from models.heads.caa import AxialAttention, FullAttention, Gate
 from models.heads.decoupled import SMALLEST, BodyEdge
 from models.heads.ksac import Pyramid
-from models.layers import PyramidPooling, region_means_by_products, size_of
+from models.parts.layers import PyramidPooling, region_means_by_products, size_of
 
 
 class PlainPyramid(nn.Module):

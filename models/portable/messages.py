@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.crf.embedded import MessagePassing
-from models.layers import size_of
+from models.parts.layers import size_of
 
 
 class PlainMessagePassing(nn.Module):

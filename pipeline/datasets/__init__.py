@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.masks import Colour
+from pipeline.ground.errors import UserError
+from pipeline.labels.masks import Colour
 
 if TYPE_CHECKING:
-    from pipeline.archives import Archive
-    from pipeline.schema import Data
+    from pipeline.download.archives import Archive
+    from pipeline.settings.schema import Data
 
 IGNORED = 255  # the id of pixels without a class, in every label map of the workflow
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archives import Archive
+from pipeline.data.prepared import upright
 from pipeline.datasets import IGNORED, Source, by_stem, top_of
-from pipeline.masks import ids_of, looked_up
-from pipeline.palette import distinct
-from pipeline.prepared import upright
+from pipeline.download.archives import Archive
+from pipeline.labels.masks import ids_of, looked_up
+from pipeline.labels.palette import distinct
 
 FOLDERS = {"train": "training", "val": "validation"}
 CLASSES = """

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archives import Archive
+from pipeline.data.prepared import upright
 from pipeline.datasets import IGNORED, Source, by_stem, top_of
 from pipeline.datasets.cityscapes import Cityscapes
-from pipeline.masks import ids_of, looked_up
-from pipeline.prepared import upright
+from pipeline.download.archives import Archive
+from pipeline.labels.masks import ids_of, looked_up
 
 HOW = "accept the licence at bdd100k.com and download them there (Download: 10K Images, Segmentation; kept at dl.cv.ethz.ch/bdd100k/data)"
 

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.archives import Archive
+from pipeline.data.prepared import upright
 from pipeline.datasets import IGNORED, Colour, Source, by_stem
-from pipeline.errors import UserError
-from pipeline.prepared import upright
+from pipeline.download.archives import Archive
+from pipeline.ground.errors import UserError
 
 COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 VOID = 11

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.accounts import Account
-from pipeline.archives import Archive
+from pipeline.data.prepared import upright
 from pipeline.datasets import IGNORED, Colour, Source, top_of
-from pipeline.masks import ids_of, looked_up
-from pipeline.prepared import upright
+from pipeline.download.accounts import Account
+from pipeline.download.archives import Archive
+from pipeline.labels.masks import ids_of, looked_up
 
 SITE = "https://www.cityscapes-dataset.com"
 ACCOUNT = Account(f"{SITE}/login/", "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD", {"submit": "Login"})

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archives import Archive
 from pipeline.datasets import IGNORED, Source, by_stem, lines_of, top_of
 from pipeline.datasets.cocostuff164k import NAMES, STUFF
-from pipeline.masks import looked_up, matlab_ids
-from pipeline.palette import distinct
+from pipeline.download.archives import Archive
+from pipeline.labels.masks import looked_up, matlab_ids
+from pipeline.labels.palette import distinct
 
 LISTS = {"train": "imageLists/train.txt", "val": "imageLists/test.txt"}
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from pipeline.data.prepared import upright
 from pipeline.datasets import IGNORED, Colour, Source, refuse
-from pipeline.errors import UserError
-from pipeline.masks import code, codes, colours_of, ids_of, packed, replaced, shown, unnamed
-from pipeline.palette import distinct
-from pipeline.prepared import upright
-from pipeline.progress import warn
+from pipeline.ground.errors import UserError
+from pipeline.ground.progress import warn
+from pipeline.labels.masks import code, codes, colours_of, ids_of, packed, replaced, shown, unnamed
+from pipeline.labels.palette import distinct
 
 IMAGES = ("images", "image", "imgs")
 MASKS = ("masks", "mask", "labels", "label", "annotations")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archives import Archive
+from pipeline.data.prepared import upright
 from pipeline.datasets import Source, by_stem, top_of
 from pipeline.datasets.cityscapes import TRAIN_IDS, Cityscapes
-from pipeline.masks import ids_of, looked_up
-from pipeline.prepared import upright
+from pipeline.download.archives import Archive
+from pipeline.labels.masks import ids_of, looked_up
 
 SITE = "https://www.cvlibs.net/datasets/kitti"
 TRAIN_IMAGES = 150

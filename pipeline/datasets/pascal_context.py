@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.archives import Archive
+from pipeline.data.prepared import upright
 from pipeline.datasets import IGNORED, Source, by_stem, lines_of, top_of
-from pipeline.masks import ids_of, looked_up, matlab_ids
-from pipeline.palette import distinct
-from pipeline.prepared import upright
+from pipeline.download.archives import Archive
+from pipeline.labels.masks import ids_of, looked_up, matlab_ids
+from pipeline.labels.palette import distinct
 
 # In the order of the 59; the number is the class's among the 459.
 CLASSES = {

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from pipeline import files
+from pipeline.data.prepared import upright
 from pipeline.datasets import IGNORED, Source
-from pipeline.errors import UserError
-from pipeline.prepared import upright
-from pipeline.workers import mapped
+from pipeline.ground import files
+from pipeline.ground.errors import UserError
+from pipeline.ground.workers import mapped
 
 FIRST_OF_VAL = 1_000_000_000  # indices from here on are val's: no count of train images reaches them
 SMALLEST, LARGEST = 32, 4096  # pixels of a side

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archives import Archive
+from pipeline.data.prepared import upright
 from pipeline.datasets import IGNORED, Colour, Source, lines_of, top_of
-from pipeline.masks import ids_of, looked_up, matlab_ids
-from pipeline.prepared import upright
+from pipeline.download.archives import Archive
+from pipeline.labels.masks import ids_of, looked_up, matlab_ids
 
 CLASSES: dict[str, Colour] = {
     "background": (0, 0, 0),

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.evaluation.metrics import VOID
 from pipeline.figures import canvas, panels
 from pipeline.figures.ecrf import name_at
 from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Seen, Shot, described, look
-from pipeline.metrics import VOID
-from pipeline.schema import Config
+from pipeline.settings.schema import Config
 
 ATTENTION = "head.attention"
 

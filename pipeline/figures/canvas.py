@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import files
-from pipeline.pictures import HATCH
+from pipeline.evaluation.pictures import HATCH
+from pipeline.ground import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.layers import size_of
 from models.losses.car import labels_at
+from models.parts.layers import size_of
+from pipeline.evaluation.metrics import VOID
 from pipeline.figures import canvas, panels
 from pipeline.figures.ecrf import name_at
 from pipeline.figures.figure import Figure, is_plain
 from pipeline.figures.material import Run, Sample, Shot, described, look
-from pipeline.metrics import VOID
-from pipeline.schema import Config
+from pipeline.settings.schema import Config
 
 
 def is_regularised(config: Config) -> bool:

@@ -4,15 +4,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from pipeline import prepared
-from pipeline.errors import UserError
+from pipeline.data import prepared
+from pipeline.data.prepared import Pair, Prepared, pairs
+from pipeline.evaluation.metrics import VOID
 from pipeline.figures.figure import Figure, is_plain
 from pipeline.figures.material import Sample, Shot, load_shot, spread
 from pipeline.figures.table import FIGURES
-from pipeline.metrics import VOID
-from pipeline.prepared import Pair, Prepared, pairs
-from pipeline.schema import Config, Figures, Params
-from pipeline.strict import suggestion
+from pipeline.ground.errors import UserError
+from pipeline.settings.schema import Config, Figures, Params
+from pipeline.settings.strict import suggestion
 
 
 @dataclass(frozen=True)

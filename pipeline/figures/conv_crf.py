@@ -2,7 +2,7 @@
 
 Teichmann and Cipolla: Convolutional CRFs for Semantic Segmentation (BMVC 2019), Fig. 1 (there of the synthetic task, which
 `uv run python -m stages.denoise` runs). All three are of one run: the unary are its classifier's logits; FullCRF is mean field with dense
-Gaussian kernels and the paper's hand-set constants (preset `conv_crf` of pipeline/dense_crf.py) on the same unary; ConvCRF is its output.
+Gaussian kernels and the paper's hand-set constants (preset `conv_crf` of evaluation/dense_crf.py) on the same unary; ConvCRF is its output.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.layers import resize
-from pipeline.dense_crf import PRESETS, dense_crf
+from models.parts.layers import resize
+from pipeline.data.prepared import Prepared
+from pipeline.evaluation.dense_crf import PRESETS, dense_crf
+from pipeline.evaluation.metrics import VOID
 from pipeline.figures import canvas, panels
 from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Shot, classes_of, described, look
-from pipeline.metrics import VOID
-from pipeline.prepared import Prepared
-from pipeline.schema import Config
+from pipeline.settings.schema import Config
 
 
 def has_conv_crf(config: Config) -> bool:

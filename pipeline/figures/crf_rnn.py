@@ -15,7 +15,7 @@ from models.segmenter import Segmenter
 from pipeline.figures import canvas, panels
 from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Sample
-from pipeline.schema import Config
+from pipeline.settings.schema import Config
 
 
 def learns_compatibility(config: Config) -> bool:

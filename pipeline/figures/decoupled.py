@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.heads.decoupled import Decoupled
-from models.layers import resize, size_of
+from models.parts.layers import resize, size_of
 from pipeline.figures import canvas, panels
 from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Shot, described, look
-from pipeline.schema import Config
+from pipeline.settings.schema import Config
 
 THRESHOLD = 0.8  # of an edge's probability: t_b of the paper
 ARROWS = 24  # along the image's longer side, at most

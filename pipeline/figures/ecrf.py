@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from models.crf.embedded import Embedded, MessagePassing
-from models.layers import resize, size_of
+from models.parts.layers import resize, size_of
+from pipeline.evaluation.tally import neighbours
 from pipeline.figures import canvas, panels
 from pipeline.figures.figure import Figure, is_plain
 from pipeline.figures.material import Run, Sample, Seen, Shot, described, look
-from pipeline.schema import Config
-from pipeline.tally import neighbours
+from pipeline.settings.schema import Config
 
 
 def sends_messages(config: Config) -> bool:

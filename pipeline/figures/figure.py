@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.figures.canvas import Sheet
 from pipeline.figures.material import Run, Sample, Shot
-from pipeline.schema import Config
+from pipeline.settings.schema import Config
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from models.segmenter import Segmenter
 from pipeline.figures import canvas, panels
 from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Shot, described, look
-from pipeline.schema import Config
+from pipeline.settings.schema import Config
 
 SIDE = 5  # maps in a row and in a column
 GAP = 1  # feature pixels between maps

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from models.layers import Output, resize
+from models.parts.layers import Output, resize
 from models.segmenter import Segmenter
-from pipeline.checkpoint import read_weights
-from pipeline.errors import UserError
-from pipeline.inference import scaled_size
-from pipeline.metrics import VOID
-from pipeline.prepared import Pair, Prepared, open_image, open_label
-from pipeline.restored import check_belongs, restored
-from pipeline.schema import Config
-from pipeline.superpixels import SuperpixelMaps, read_set
-from pipeline.windows import Network, Scaled, in_unit_range
+from pipeline.data.prepared import Pair, Prepared, open_image, open_label
+from pipeline.evaluation.inference import scaled_size
+from pipeline.evaluation.metrics import VOID
+from pipeline.evaluation.restored import check_belongs, restored
+from pipeline.evaluation.windows import Network, Scaled, in_unit_range
+from pipeline.ground.errors import UserError
+from pipeline.settings.schema import Config
+from pipeline.superpixels.sets import SuperpixelMaps, read_set
+from pipeline.training.checkpoint import read_weights
 
 COARSE = 256  # pixels of the shorter side at which objects are looked for
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.evaluation.pictures import coloured
 from pipeline.figures import canvas
-from pipeline.pictures import coloured
 
 RIGHT, WRONG = (225, 225, 225), (150, 20, 60)
 CHANGES = {"mended": (0, 114, 178), "spoilt": (213, 94, 0), "wrong still": (120, 120, 120)}

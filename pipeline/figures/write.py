@@ -4,16 +4,17 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline import files, prepared
-from pipeline.errors import UserError
+from pipeline.data import prepared
+from pipeline.evaluation.pictures import safe_name
 from pipeline.figures import canvas, choose
 from pipeline.figures.choose import Choice
 from pipeline.figures.material import Run, load_run
 from pipeline.figures.table import FIGURES
-from pipeline.pictures import safe_name
-from pipeline.progress import track
+from pipeline.ground import files
+from pipeline.ground.errors import UserError
+from pipeline.ground.progress import track
 from pipeline.report.tables import code, escaped
-from pipeline.schema import Params
+from pipeline.settings.schema import Params
 
 FOLDER = Path("figures")
 Made = tuple[Choice, str | None, str]  # what it is, the image's name, the file's name without suffix

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.palette import distinct
+from pipeline.labels.palette import distinct
 from pipeline.report import tables
 from pipeline.report.curves import Curve
 from pipeline.report.entries import Entry

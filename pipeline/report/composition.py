@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import config
 from pipeline.report.entries import Entry
-from pipeline.schema import Finetune
+from pipeline.settings import config
+from pipeline.settings.schema import Finetune
 
 # What the table of parts shows, or what cannot change a result.
 ELSEWHERE = ("name", "seed", "inputs", "launch", "data", "head", "crf", "loss", "superpixels", "superpixel_set", "projection", "finetune")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from pipeline.errors import UserError
-from pipeline.palette import distinct
-from pipeline.pictures import INK, PAPER, font
+from pipeline.evaluation.pictures import INK, PAPER, font
+from pipeline.ground.errors import UserError
+from pipeline.labels.palette import distinct
 
 POINTS = 200  # of a curve; each is the mean of as many rows as it takes
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, KEY = 900, 380, 64, 20, 44, 220  # pixels; KEY is the legend's width

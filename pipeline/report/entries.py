@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
-from pipeline.errors import UserError
-from pipeline.progress import warn
-from pipeline.record import RESULTS
-from pipeline.schema import Config, Evaluation, Params
+from pipeline.evaluation.record import RESULTS
+from pipeline.ground import files
+from pipeline.ground.errors import UserError
+from pipeline.ground.progress import warn
+from pipeline.settings.schema import Config, Evaluation, Params
 
 SHAPE = {"single_scale": dict, "multi_scale_flip": dict, "cost": dict, "per_seed": list, "seeds": list}
 

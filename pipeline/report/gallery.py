@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import pictures, prepared, store
-from pipeline.errors import UserError
-from pipeline.prepared import Pair
-from pipeline.progress import warn
-from pipeline.record import RESULTS, Record, reduced
+from pipeline.data import prepared
+from pipeline.data.prepared import Pair
+from pipeline.evaluation import pictures
+from pipeline.evaluation.record import RESULTS, Record, reduced
+from pipeline.ground import store
+from pipeline.ground.errors import UserError
+from pipeline.ground.progress import warn
 from pipeline.report.embedding import packed, uri
 from pipeline.report.entries import Entry
-from pipeline.superpixels import SuperpixelMaps, read_set
+from pipeline.superpixels.sets import SuperpixelMaps, read_set
 
 MOST = 48  # images with pictures
 BUDGET = 12 * 2**20  # characters of all pictures together

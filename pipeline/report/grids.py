@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.pictures import INK, PAPER, coloured, drawable, font
+from pipeline.evaluation.pictures import INK, PAPER, coloured, drawable, font
 
 WIDEST = 1600  # pixels of a grid, about
 CELL = (150, 320)  # the least and the largest width of a cell

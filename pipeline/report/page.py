@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import prepared
+from pipeline.data import prepared
 from pipeline.report import board, charts, runs
 from pipeline.report.curves import Curve
 from pipeline.report.embedding import data, element, packed, policy, script

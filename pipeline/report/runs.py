@@ -4,13 +4,15 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import config, files, prepared, store
+from pipeline.data import prepared
+from pipeline.ground import files, store
 from pipeline.report import tables
 from pipeline.report.composition import composition, evaluation, flat, text
 from pipeline.report.embedding import breakable, element
 from pipeline.report.entries import Entry
 from pipeline.report.gallery import Measured
 from pipeline.report.tables import NOTHING
+from pipeline.settings import config
 
 
 def facts(measured: Sequence[Measured], manifest: prepared.Prepared) -> str:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline import config
 from pipeline.report import tables
 from pipeline.report.composition import composition, evaluation, flat, text
 from pipeline.report.entries import Entry, peers
 from pipeline.report.tables import NOTHING, best_of, bold, code, difference, escaped, markdown, percent
+from pipeline.settings import config
 
 PROTOCOLS = {"single_scale": "single scale", "multi_scale_flip": "multi-scale + flip"}
 CONVENTIONS = {"present": "F_present", "gscnn": "F_gscnn"}

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline import files, pictures, prepared, record
+from pipeline.data import prepared
+from pipeline.evaluation import pictures, record
+from pipeline.ground import files
 from pipeline.report import curves, grids
 from pipeline.report.entries import Entry, read, warn_of_unused
 from pipeline.report.gallery import Measured, photograph, prediction_file, small_labels
 from pipeline.report.page import page
 from pipeline.report.sections import chapters
-from pipeline.schema import Params
+from pipeline.settings.schema import Params
 
 FOLDER = Path("report")
 
