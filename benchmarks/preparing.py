@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.pictures import ADE20K, CITYSCAPES, CLASSES, Like, generate, title
 from pipeline.datasets.folder import Folder
 from pipeline.ground import workers
-from pipeline.preparation import pairs as preparation
+from pipeline.preparation import pairs
 
 LIKE = {like.name: like for like in (CITYSCAPES, ADE20K)}
 HEADER = "| preparing | processes | pairs | pairs/s | MB/s | CPU a pair | all of it |\n|---|--:|--:|--:|--:|--:|--:|"
@@ -36,7 +36,7 @@ def main() -> None:
             workers.FEW = pictures if processes == 1 else few  # so many are done without further processes
             os.environ["DATA_STORE"] = f"{folder}/store-{processes}"
             began, worked = time.perf_counter(), used()
-            preparation.prepare(Folder(own, classes=CLASSES), "folder", Path("unused"))
+            pairs.prepare(Folder(own, classes=CLASSES), "folder", Path("unused"))
             spent = time.perf_counter() - began
             first = title(like) if processes == 1 else ""
             cells = (first, processes, f"{pictures} of {like.files}", f"{pictures / spent:.1f}", f"{megabytes / spent:.0f}")

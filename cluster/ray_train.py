@@ -29,7 +29,7 @@ from cluster.ray_cluster import cluster, refuse_impossible, writable_storage
 from cluster.snapshot import refuse_other_code, snapshot
 from pipeline.ground import files
 from pipeline.ground.errors import BusyError, UserError, words
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.runs.fingerprint import fingerprint
 from pipeline.settings.profiles import Ray
 from pipeline.settings.schema import Config
@@ -122,7 +122,7 @@ def wait_for_orphans(config: Launchable) -> None:
     """Where the driver was killed and started again: its workers end within seconds, and until then hold the seed's lock."""
     if not isinstance(config, Config):
         return
-    folder, limit = runs.attempt_folder(config), time.monotonic() + ORPHANS
+    folder, limit = folders.attempt_folder(config), time.monotonic() + ORPHANS
     while True:
         try:
             with files.locked(folder / "lock", str(folder)):

@@ -21,7 +21,7 @@ from cluster.snapshot import refuse_other_code, snapshot
 from pipeline.ground import files, store
 from pipeline.ground.errors import UserError
 from pipeline.runs import fingerprint as fingerprints
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.settings.schema import Config, Evaluation
 from pipeline.settings.strict import adapter
 
@@ -45,7 +45,7 @@ def launch(work: Callable[[C], None], config: C) -> None:
         raise UserError(sent.refusal)
     others = functools.partial(siblings, config, sent.job)
     slurm_watch.Watch(task.title, sent.job, log_of(sent.job), words_of(), task.command, new=sent.new, others=others).follow()
-    if isinstance(config, Config) and not slurm_watch.appears(lambda: runs.is_finished(config)):
+    if isinstance(config, Config) and not slurm_watch.appears(lambda: folders.is_finished(config)):
         raise UserError(f"{task.title}: Slurm job {sent.job} ended without weights: run it again; its log is {log_of(sent.job)}")
     collect(task)
 
@@ -81,7 +81,7 @@ def describe(work: Callable[[Any], None], config: Any) -> Task:
             code=code,
             title=f"{config.name}, seed {config.seed}",
             key=fingerprints.fingerprint(config),
-            record=runs.attempt_folder(config) / "slurm.json",
+            record=folders.attempt_folder(config) / "slurm.json",
             command=f"uv run python -m stages.{stage} {config.name}",
         )
     if isinstance(config, Evaluation):

@@ -22,8 +22,7 @@ def main() -> None:
     from pipeline.data import prepared
     from pipeline.ground.errors import UserError
     from pipeline.ground.progress import warn
-    from pipeline.preparation import pairs as preparation
-    from pipeline.preparation import summary
+    from pipeline.preparation import pairs, summary
     from pipeline.settings import config
     from pipeline.settings.check import check_data
 
@@ -32,7 +31,7 @@ def main() -> None:
     name = params.data.dataset
     folders = folders_of(dataset, name)
     try:
-        published, pixels = preparation.prepare(dataset, name, *folders)
+        published, pixels = pairs.prepare(dataset, name, *folders)
     except UserError as error:
         for archive, folder in zip(dataset.archives, folders, strict=False):
             if str(error).startswith(f"{folder}"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.ground import files
 from pipeline.ground.errors import UserError
 from pipeline.runs import fingerprint as fingerprints
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.settings import config
 from pipeline.settings.check import check, check_prepared
 from pipeline.settings.schema import Config, Params
@@ -44,8 +44,8 @@ def main() -> None:
     check_prepared(params)
     rows, stale = plan(params)
     for seed in stale:
-        runs.adopt_or_warn(seed)
-    stale = [seed for seed in stale if not runs.is_finished(seed)]
+        folders.adopt_or_warn(seed)
+    stale = [seed for seed in stale if not folders.is_finished(seed)]
     refused = []
     for seed, (job, new, refusal) in zip(stale, submit(train, stale), strict=True):
         rows[seed.name, seed.seed] = f"{'NOT sent' if refusal else 'sent' if new else 'runs already'}: Slurm job {job}"
@@ -102,8 +102,8 @@ def plan(params: Params) -> tuple[dict[tuple[str, int], str], list[Config]]:
                 rows[name, number] = f"waits for its parent {parent}: send again when that is finished"
                 continue
             seed = fingerprints.stamp(config.with_seed(chosen, number))
-            rows[name, number] = "finished" if runs.is_finished(seed) else "stale"
-            stale += [] if runs.is_finished(seed) else [seed]
+            rows[name, number] = "finished" if folders.is_finished(seed) else "stale"
+            stale += [] if folders.is_finished(seed) else [seed]
     return rows, stale
 
 
@@ -118,10 +118,10 @@ def unfinished_parent(chosen: Config, everything: Mapping[str, Config]) -> str |
     if unfinished_parent(everything[name], everything) is not None:
         return name
     seeds = [fingerprints.stamp(config.with_seed(everything[name], number)) for number in everything[name].train.seeds]
-    if not all(runs.is_finished(seed) for seed in seeds):
+    if not all(folders.is_finished(seed) for seed in seeds):
         return name
-    if any(published(seed) != files.sha256(runs.finished_folder(seed) / f"seed-{seed.seed}.pt") for seed in seeds):
-        runs.collect(seeds[0], seeds)
+    if any(published(seed) != files.sha256(folders.finished_folder(seed) / f"seed-{seed.seed}.pt") for seed in seeds):
+        folders.collect(seeds[0], seeds)
     return None
 
 

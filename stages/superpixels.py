@@ -5,7 +5,7 @@ import argparse
 from pipeline.data import prepared
 from pipeline.ground import store
 from pipeline.settings import config
-from pipeline.superpixels import sets as superpixels
+from pipeline.superpixels import sets
 from stages.command import run
 
 
@@ -18,11 +18,11 @@ def main() -> None:
     params = config.load()
     settings = config.find(params.superpixels, name, "superpixels", params.path)
     pairs = [pair for split in prepared.read().splits.values() for pair in split] if settings else []
-    made, computed = superpixels.publish(name, settings, pairs)
+    made, computed = sets.publish(name, settings, pairs)
     print(f"superpixels {name}: {summary(made, computed)} > {store.manifest_of(name)}")
 
 
-def summary(made: superpixels.SuperpixelMaps, computed: int) -> str:
+def summary(made: sets.SuperpixelMaps, computed: int) -> str:
     """How many superpixels were asked for and given, and how many maps were there already."""
     if made.settings is None:
         return "an empty set, nothing to compute"

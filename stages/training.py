@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pipeline.data import prepared
 from pipeline.runs import fingerprint as fingerprints
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.settings import config
 from pipeline.settings.check import check, check_prepared
 from pipeline.settings.schema import Config
@@ -37,14 +37,14 @@ def train_seeds(seeds: list[Config]) -> None:
     from pipeline.runs.trainer import train
 
     for seed in seeds:
-        runs.adopt_or_warn(seed)
-    submit(train, [seed for seed in seeds if not runs.is_finished(seed)])
+        folders.adopt_or_warn(seed)
+    submit(train, [seed for seed in seeds if not folders.is_finished(seed)])
     for seed in seeds:
-        if runs.is_finished(seed):
-            print(f"{seed.name}, seed {seed.seed}: finished before, collected from {runs.finished_folder(seed)}")
+        if folders.is_finished(seed):
+            print(f"{seed.name}, seed {seed.seed}: finished before, collected from {folders.finished_folder(seed)}")
         else:
             launch(train, seed)
-    print(f"{seeds[0].name}: weights in {runs.collect(seeds[0], seeds)}")
+    print(f"{seeds[0].name}: weights in {folders.collect(seeds[0], seeds)}")
 
 
 def plan(seeds: list[Config]) -> str:
@@ -70,9 +70,9 @@ def plan(seeds: list[Config]) -> str:
 
 def state(seed: Config) -> str:
     """Whether a seed is finished, or where it would go on."""
-    if runs.is_finished(seed):
+    if folders.is_finished(seed):
         return "finished; would be collected"
-    found = checkpoint.steps(runs.checkpoint_folder(seed))
+    found = checkpoint.steps(folders.checkpoint_folder(seed))
     return f"would go on from step {found[-1]}" if found else "would train from the start"
 
 

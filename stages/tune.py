@@ -14,8 +14,7 @@ from pipeline.ground import files
 from pipeline.ground.errors import UserError
 from pipeline.ground.progress import warn
 from pipeline.runs import fingerprint as fingerprints
-from pipeline.search import space as searches
-from pipeline.search import suggestions, trials
+from pipeline.search import space, suggestions, trials
 from pipeline.search.space import Search, Value
 from pipeline.search.tracking import mirrored
 from pipeline.search.trials import Outcome, Trials
@@ -36,15 +35,15 @@ def main() -> None:
     """The command."""
     argparse.ArgumentParser(prog="uv run python -m stages.tune", description="Search for better numbers.").parse_args()
     params = config.load()
-    wanted = searches.read(params)
+    wanted = space.read(params)
     check(params)
     check_prepared(params)
 
     from cluster.room import room
 
     given = room(params.launch, wanted)
-    settings = searches.settings(params, wanted)
-    name = searches.fingerprint_of(settings)
+    settings = space.settings(params, wanted)
+    name = space.fingerprint_of(settings)
     folder = FOLDER / f"search-{name}"
     with files.locked(folder / "lock", f"the search {folder}"):
         begin(folder, settings)
@@ -87,7 +86,7 @@ def go_on(params: Params, wanted: Search, folder: Path, given: "Room") -> None:
 
 def line(outcome: Outcome, count: int) -> str:
     """A trial's news for people."""
-    said = f"trial {outcome.number + 1} of {count}: {searches.shown(outcome.values)}: "
+    said = f"trial {outcome.number + 1} of {count}: {space.shown(outcome.values)}: "
     if outcome.state == "failed":
         return said + f"failed: {outcome.reason}"
     score = "no score" if outcome.miou is None else f"mIoU {100 * outcome.miou:.2f} after {outcome.steps} steps"
@@ -124,7 +123,7 @@ def apply(raw: Mapping[str, Any], values: Mapping[str, Value]) -> str:
     parts = []
     for path, value in values.items():
         added = "" if present(raw, path.split(".")) else "+"
-        parts.append(f"-S {shlex.quote(f'{added}{path}={searches.written(value)}')}")
+        parts.append(f"-S {shlex.quote(f'{added}{path}={space.written(value)}')}")
     return f"uv run dvc exp run {' '.join(parts)}"
 
 

@@ -19,7 +19,7 @@ from models.backbones.backbone import libraries
 from pipeline.ground import files
 from pipeline.ground.errors import UserError
 from pipeline.release import released
-from pipeline.tracking import copy as tracking
+from pipeline.tracking import copy
 from pipeline.tracking.attempt import Attempt, address, identity, reason, shown
 
 # What models/ and pipeline/ import to predict, besides what the backbone needs.
@@ -45,8 +45,8 @@ def register(folder: Path, name: str) -> str:
             return f"models:/{name}/{known[0].version} is this run already"
         if not client.search_registered_models(f"name = '{name}'"):  # a name that MLflow refuses leaves nothing behind
             client.create_registered_model(name)
-        run = tracking.find(client, attempt) or tracking.begin(client, attempt)
-        with tracking.library().start_run(run_id=run.info.run_id), tempfile.TemporaryDirectory() as space:
+        run = copy.find(client, attempt) or copy.begin(client, attempt)
+        with copy.library().start_run(run_id=run.info.run_id), tempfile.TemporaryDirectory() as space:
             for part in (*parts, "README.md"):
                 shutil.copy(folder / part, space)
             made = log_model(Path(space), (*REQUIREMENTS, *libraries(config.backbone.name)))
@@ -61,7 +61,7 @@ def log_model(folder: Path, requirements: Sequence[str]) -> Any:
     """The files as a pyfunc model with this project's code. Its inputs have no schema: arrays of any size and paths are taken."""
     import numpy as np
 
-    mlflow, root = tracking.library(), Path(__file__).parents[2]
+    mlflow, root = copy.library(), Path(__file__).parents[2]
     labels = mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype("uint8"), (-1, -1), "labels")])
     with tempfile.TemporaryDirectory() as space, contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):  # its advice
         for part in ("models", "pipeline"):
@@ -76,7 +76,7 @@ def log_model(folder: Path, requirements: Sequence[str]) -> Any:
 def downloaded(uri: str) -> Path:
     """The exported files of `models:/NAME/VERSION`, or of an alias, `models:/NAME@ALIAS`; UserError where they cannot be had."""
     with client_for(f"{uri} cannot be had"):
-        folder = Path(tracking.library().artifacts.download_artifacts(artifact_uri=uri))
+        folder = Path(copy.library().artifacts.download_artifacts(artifact_uri=uri))
         found = sorted(path for path in folder.glob(f"**/{released.CONFIG}") if released.is_released(path))
     if not found:
         raise UserError(f"{uri} is no model that stages.export registered")
@@ -91,7 +91,7 @@ def client_for(failed: str) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's and its libraries' about themselves
-            yield tracking.connect()
+            yield copy.connect()
     except UserError:
         raise
     except Exception as error:

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.ground import files
 from pipeline.ground.progress import PLAIN_SECONDS
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.runs.fingerprint import fingerprint
 from pipeline.settings.schema import Config
 
@@ -30,7 +30,7 @@ class Monitor:
 
     def __init__(self, config: Config, history: list[dict[str, float]], step: int, seconds: float, active: bool) -> None:
         self.config, self.history, self.active = config, history, active
-        self.folder, self.total = runs.attempt_folder(config), config.train.iterations
+        self.folder, self.total = folders.attempt_folder(config), config.train.iterations
         self.began, self.before, self.first = time.monotonic(), seconds, step
         self.waited, self.said, self.marked = 0.0, time.monotonic(), (step, time.monotonic())
         self.record: TextIO | None = None

@@ -5,7 +5,7 @@ from pipeline.data import prepared
 from pipeline.ground.errors import UserError
 from pipeline.runs.trainer import begin
 from pipeline.settings.schema import Config
-from pipeline.training import batches as data
+from pipeline.training import batches
 from pipeline.training.batches import Fault
 from pipeline.training.distributed import process_group
 
@@ -22,7 +22,7 @@ def overfit_one_batch(config: Config) -> None:
         manifest = prepared.read()
         training = begin(config, manifest.classes, device)
         mean, _ = backbone.normalization(config.backbone.name)
-        batch = next(data.train_batches(config, manifest, start=0, rank=0, world=1, mean=mean, pin=False))
+        batch = next(batches.train_batches(config, manifest, start=0, rank=0, world=1, mean=mean, pin=False))
         if isinstance(batch, Fault):
             raise UserError(batch.message)
         losses = []

@@ -17,7 +17,7 @@ from pipeline.data import prepared
 from pipeline.ground import files, stopping
 from pipeline.ground.errors import UserError
 from pipeline.ground.stopping import StoppedError
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.runs.copies import Copies, copying
 from pipeline.runs.fingerprint import fingerprint, settings, verify
 from pipeline.runs.monitor import Monitor, curve, summary
@@ -46,7 +46,7 @@ def train(config: Config, report: Report = silent) -> None:
         StoppedError: on all ranks alike, after a checkpoint, once `stopping.asked` is set on any, and one step at least was done.
     """
     with process_group(config.launch) as device, writing(config), copying(config, active=rank() == 0) as copies:
-        if of_rank_0(runs.is_finished(config)):
+        if of_rank_0(folders.is_finished(config)):
             return
         verify(config)
         manifest = prepared.read()
@@ -71,7 +71,7 @@ def begin(config: Config, classes: tuple[str, ...], device: torch.device) -> Tra
 @contextlib.contextmanager
 def writing(config: Config) -> Iterator[None]:
     """The lock of this seed, held by rank 0 and known to all."""
-    folder = runs.attempt_folder(config)
+    folder = folders.attempt_folder(config)
     with contextlib.ExitStack() as stack:
         on_rank_0(lambda: stack.enter_context(files.locked(folder / "lock", str(folder))))
         yield
@@ -97,7 +97,7 @@ def mirror(config: Config, dataset: str) -> Mirror:
         seed=config.seed,
         fingerprint=fingerprint(config),
         settings=settings(config),
-        record=runs.attempt_folder(config) / "metrics.jsonl",
+        record=folders.attempt_folder(config) / "metrics.jsonl",
         enabled=config.launch.tracking and rank() == 0,
     )
 
@@ -128,9 +128,9 @@ def fit(training: Training, manifest: prepared.Prepared, monitor: Monitor, start
 
 def save(config: Config, training: Training, monitor: Monitor, copies: Copies | None, step: int) -> None:
     """Write a checkpoint of `step` finished steps."""
-    folder = runs.checkpoint_folder(config)
+    folder = folders.checkpoint_folder(config)
     state = training.state() | {"seconds": monitor.seconds, "history": monitor.history}
-    runs.write_settings(folder.parent, config)
+    folders.write_settings(folder.parent, config)
     checkpoint.save(folder, step, state, config.launch.keep)
     if copies is not None:
         copies.send(step, checkpoint.path_of(folder, step))
@@ -138,7 +138,7 @@ def save(config: Config, training: Training, monitor: Monitor, copies: Copies | 
 
 def resume(config: Config, training: Training, copies: Copies | None) -> tuple[int, float, list[dict[str, float]]]:
     """Load the newest checkpoint that rank 0 finds; returns its step, seconds and record, or those of a start."""
-    folder = runs.checkpoint_folder(config)
+    folder = folders.checkpoint_folder(config)
     found: tuple[int, dict[str, Any]] | None = None
 
     def choose() -> None:
@@ -166,9 +166,9 @@ def resume(config: Config, training: Training, copies: Copies | None) -> tuple[i
 
 def publish(config: Config, training: Training, classes: tuple[str, ...], monitor: Monitor) -> None:
     """Write the finished seed: settings and record first, the weights last, since they say that all is there."""
-    folder, stem = runs.finished_folder(config), f"seed-{config.seed}"
+    folder, stem = folders.finished_folder(config), f"seed-{config.seed}"
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
-    runs.write_settings(folder, config)
+    folders.write_settings(folder, config)
     files.write_bytes(folder / f"{stem}.csv", curve(monitor.history))
     files.write_json(folder / f"{stem}.json", summary(config, monitor, parameters, training.device))
     state = training.averaged or training.model.state_dict()

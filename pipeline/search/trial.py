@@ -29,12 +29,12 @@ from pipeline.evaluation import record
 from pipeline.ground import files, stopping, store
 from pipeline.ground.errors import UserError, words
 from pipeline.runs import fingerprint as fingerprints
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.search.space import SCORE, Search, Value, patched
 from pipeline.settings import config as configs
 from pipeline.settings.profiles import Launch
 from pipeline.settings.schema import Config, Evaluation
-from pipeline.superpixels import sets as superpixels
+from pipeline.superpixels import sets
 from pipeline.training import checkpoint
 
 HELD_OUT = "held_out"  # the split of the training images that a trial does not train on
@@ -87,7 +87,7 @@ class Trial:
         kept = {name: splits[name] for name in ("train", split)}
         prepared.write(replace(manifest, splits=kept))
         pairs = [pair for name in kept for pair in kept[name]] if config.superpixel_set else []
-        superpixels.publish(config.superpixels, config.superpixel_set, pairs)
+        sets.publish(config.superpixels, config.superpixel_set, pairs)
         return split
 
 
@@ -180,13 +180,13 @@ def score_of(trial: Trial) -> float:
 
 def train_to(config: Config, rung: int, launch: Callable[[Callable[[Any], None], Any], None]) -> None:
     """Train until `rung` steps are done, and publish the weights as they then are."""
-    found = checkpoint.latest(runs.checkpoint_folder(config))
+    found = checkpoint.latest(folders.checkpoint_folder(config))
     if found is None or found[0] < rung:  # else it was killed between the two
         launch(partial(train_until, rung=rung), config)
     if rung < config.train.iterations:
         publish(config)
     else:
-        runs.collect(config, [config])
+        folders.collect(config, [config])
 
 
 def train_until(config: Config, rung: int) -> None:
@@ -210,7 +210,7 @@ def publish(config: Config) -> None:
     """Put the newest checkpoint's weights where an evaluation reads them."""
     import torch
 
-    found = checkpoint.latest(runs.checkpoint_folder(config))
+    found = checkpoint.latest(folders.checkpoint_folder(config))
     assert found is not None
     _, state = found
     payload = checkpoint.weights_payload(

@@ -38,9 +38,9 @@ def check(params: Params) -> None:
                 f"{suggestion(evaluation.split, dataset.splits)}"
             )
     if params.tune:
-        from pipeline.search import space as search
+        from pipeline.search import space
 
-        search.check(params, dataset.splits, len(dataset.classes))
+        space.check(params, dataset.splits, len(dataset.classes))
 
 
 def check_data(params: Params) -> Any:

@@ -21,8 +21,7 @@ from pipeline.ground.errors import UserError
 from pipeline.ground.progress import warn
 from pipeline.runs.fingerprint import parent_file
 from pipeline.settings.schema import Config
-from pipeline.training import batches as data
-from pipeline.training import checkpoint, optim
+from pipeline.training import batches, checkpoint, optim
 from pipeline.training.batches import Batch
 from pipeline.training.distributed import agree, mean_over_ranks, rank, world
 
@@ -115,7 +114,7 @@ class Training:
 
         unary: of the crf's classifier alone. Its field takes no part and its gradients stay None, which the optimizer passes over.
         """
-        part = data.to_device(part, self.device, channels_last=self.device.type == "cuda")
+        part = batches.to_device(part, self.device, channels_last=self.device.type == "cuda")
         dtype = PRECISION.get(self.config.train.precision)
         with mendable():
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
