@@ -19,7 +19,7 @@ MANIFEST = Path("data/archives.json")
 def main() -> None:
     """Check params.yaml, then fetch what its dataset needs."""
     from pipeline import datasets
-    from pipeline.settings.check import check
+    from stages.check import check
 
     parser = argparse.ArgumentParser(prog="uv run python -m stages.download", description="Download and check the dataset's archives.")
     parser.add_argument("--accept", metavar="NAME", action="append", default=[], help="trust the changed content of this archive")

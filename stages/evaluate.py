@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.ground import files
 from pipeline.settings import config
-from pipeline.settings.check import check, check_prepared
+from stages.check import check, check_prepared
 from stages.command import run
 
 

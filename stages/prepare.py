@@ -24,7 +24,7 @@ def main() -> None:
     from pipeline.ground.progress import warn
     from pipeline.preparation import pairs, summary
     from pipeline.settings import config
-    from pipeline.settings.check import check_data
+    from stages.check import check_data
 
     params = config.load()
     dataset = check_data(params)

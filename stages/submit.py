@@ -18,8 +18,8 @@ from pipeline.ground.errors import UserError
 from pipeline.runs import fingerprint as fingerprints
 from pipeline.runs import folders
 from pipeline.settings import config
-from pipeline.settings.check import check, check_prepared
 from pipeline.settings.schema import Config, Params
+from stages.check import check, check_prepared
 from stages.command import run
 
 BUSY = re.compile(r"is busy|Unable to acquire lock|blocked by", re.IGNORECASE)

@@ -7,9 +7,9 @@ from pipeline.data import prepared
 from pipeline.runs import fingerprint as fingerprints
 from pipeline.runs import folders
 from pipeline.settings import config
-from pipeline.settings.check import check, check_prepared
 from pipeline.settings.schema import Config
 from pipeline.training import checkpoint
+from stages.check import check, check_prepared
 
 
 def train_run(kind: str, name: str, *, dry_run: bool = False, overfit: bool = False) -> None:

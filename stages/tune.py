@@ -19,9 +19,9 @@ from pipeline.search.space import Search, Value
 from pipeline.search.tracking import mirrored
 from pipeline.search.trials import Outcome, Trials
 from pipeline.settings import config
-from pipeline.settings.check import check, check_prepared
 from pipeline.settings.schema import Params
 from pipeline.settings.strict import read_yaml
+from stages.check import check, check_prepared
 from stages.command import run
 
 if TYPE_CHECKING:

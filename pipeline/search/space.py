@@ -127,7 +127,7 @@ def check_split(params: Params, split: str | None) -> None:
 
 def check(params: Params, splits: Sequence[str], classes: int) -> None:
     """Refuse what a trial would be refused for; `splits` and `classes` are the dataset's."""
-    from pipeline.settings.check import check_run
+    from pipeline.runs.check import check_run
 
     search = read(params)
     if search.split is not None and search.split not in splits:

@@ -1,6 +1,6 @@
 """params.yaml, read once, strictly: a mistake is one line that names file, key and what is known.
 
-Reading needs neither torch nor the datasets' code; `pipeline.settings.check` goes on from here and tries what the names stand for.
+Reading needs neither torch nor the datasets' code; `stages.check` goes on from here and tries what the names stand for.
 """
 
 from collections.abc import Mapping

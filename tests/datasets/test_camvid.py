@@ -15,8 +15,7 @@ from pipeline import datasets
 from pipeline.datasets.camvid import CamVid
 from pipeline.download import archives, extraction
 from pipeline.ground.errors import UserError
-from pipeline.settings import check
-from stages import download, prepare
+from stages import check, download, prepare
 from stages.command import run
 
 ROOT = Path(__file__).parents[2]

@@ -32,10 +32,10 @@ from pipeline.search.space import Range, Search
 from pipeline.search.trial import Trial
 from pipeline.search.trials import Outcome
 from pipeline.settings import config as configs
-from pipeline.settings.check import check
 from pipeline.settings.profiles import Launch, Ray, Slurm
 from pipeline.settings.schema import SuperpixelSet
 from pipeline.superpixels import sets as superpixels
+from stages.check import check
 
 SPACE: dict[str, Any] = {"superpixels.slic.segments": {"low": 10, "high": 60, "whole": True}}
 

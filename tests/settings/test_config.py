@@ -137,7 +137,7 @@ def test_the_environment_names_the_profile(write: Callable[[Edit], Path], monkey
 
 @pytest.mark.parametrize("recipe", [*sorted(ROOT.glob("recipes/*.yaml")), ROOT / "params.yaml"], ids=lambda path: path.stem)
 def test_every_recipe_loads_and_its_models_build(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from pipeline.settings.check import check
+    from stages.check import check
 
     monkeypatch.delenv("LAUNCH", raising=False)
     check(config.load(recipe))

@@ -15,12 +15,12 @@ from models.backbones import backbone
 from pipeline.data import prepared
 from pipeline.ground.errors import UserError
 from pipeline.report.composition import origin
-from pipeline.settings.check import check
 from pipeline.settings.config import load
 from pipeline.settings.schema import Finetune
 from pipeline.training import batches as data
 from pipeline.training import checkpoint, optim
 from pipeline.training.step import Training
+from stages.check import check
 
 CONV = {"name": "conv", "filter_size": 3, "blur": 2, "iterations": 2}
 UNARY = ["backbone", "head", "projection", "auxiliary", "crf.classifier"]
