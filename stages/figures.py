@@ -8,11 +8,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.figures import NAMES
 from pipeline.ground.errors import UserError
 from pipeline.settings import config
 from pipeline.settings.config import read_figures
-from pipeline.settings.schema import Params
+from pipeline.settings.schema import FIGURES, Params
 from pipeline.settings.strict import Section, names, suggestion
 from stages.command import run
 
@@ -34,7 +33,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="uv run python -m stages.figures", description="Make the papers' figures from trained runs.")
-    parser.add_argument("--only", nargs="+", metavar="FIGURE", help=f"these figures alone: {', '.join(NAMES)}")
+    parser.add_argument("--only", nargs="+", metavar="FIGURE", help=f"these figures alone: {', '.join(FIGURES)}")
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="of these runs, with --only")
     parser.add_argument("--images", nargs="+", metavar="NAME", help="of these images")
     parser.add_argument("--pixel", nargs=2, type=int, metavar=("ROW", "COLUMN"), help="the pixel to look at")
@@ -51,8 +50,8 @@ def chosen(params: Params, options: argparse.Namespace) -> Params:
     if (own or options.only) and options.out is None:
         raise UserError("figures/ holds what params.yaml says: give another folder for these, as in --out scratch")
     for name in options.only or ():
-        if name not in NAMES:
-            raise UserError(f"--only: {name!r} is no figure{suggestion(name, NAMES)}")
+        if name not in FIGURES:
+            raise UserError(f"--only: {name!r} is no figure{suggestion(name, FIGURES)}")
     own |= {"runs": {name: options.runs for name in options.only}} if options.runs else {}
     before = {key: getattr(params.figures, key) for key in names(type(params.figures))}
     section = Section({"figures": before | own}, Path("command line"))

@@ -17,7 +17,8 @@ from models.crf.mean_field import bilateral_features
 from models.crf.mean_field import mean_field as steps
 from models.filters.exact import Exact
 from models.filters.permutohedral import Permutohedral
-from pipeline.evaluation.dense_crf import PRESETS, dense_crf
+from pipeline.evaluation.dense_crf import dense_crf
+from pipeline.settings.presets import PRESETS
 
 CLASSES, SIZE = 21, (334, 500)
 OPTIONS: dict[str, Any] = {**PRESETS["crf_rnn"], "iterations": 5, "normalization": "symmetric"}

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from models.parts.layers import resize
 from pipeline.data.prepared import Prepared
-from pipeline.evaluation.dense_crf import PRESETS, dense_crf
+from pipeline.evaluation.dense_crf import dense_crf
 from pipeline.evaluation.metrics import VOID
 from pipeline.figures import canvas, panels
 from pipeline.figures.figure import Figure
 from pipeline.figures.material import Run, Shot, classes_of, described, look
+from pipeline.settings.presets import PRESETS
 from pipeline.settings.schema import Config
 
 

@@ -28,8 +28,9 @@ from torch.nn.functional import cross_entropy
 from models.crf.conv import Conv, conv_crf
 from models.parts.layers import resize
 from pipeline.data.prepared import Pair, open_image, open_label
-from pipeline.evaluation.dense_crf import PRESETS, dense_crf
+from pipeline.evaluation.dense_crf import dense_crf
 from pipeline.evaluation.metrics import VOID, confusion_matrix, scores
+from pipeline.settings.presets import PRESETS
 
 CONSTANTS = {"theta_alpha": 80.0, "theta_beta": 13.0, "theta_gamma": 3.0}
 APPEARANCE, SMOOTHNESS = 10.0, 3.0

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.figures import NAMES
 from pipeline.ground.errors import UserError
 from pipeline.settings import schema
+from pipeline.settings.presets import PRESETS
 from pipeline.settings.profiles import Launch, load_profile, profile_name
 from pipeline.settings.schema import Config, DenseCRF, Evaluation, Params
 from pipeline.settings.strict import Section, adapter, names, parse, read_yaml, suggestion
@@ -178,8 +178,8 @@ def read_figures(top: Section, runs: Mapping[str, Config]) -> schema.Figures:
     section = Section(top.raw.get("figures") or {}, top.file, "figures")
     figures = section.parse(schema.Figures)
     for figure, chosen in figures.runs.items():
-        if figure not in NAMES:
-            raise UserError(f"{top.file}: figures.runs: {figure!r} is no figure{suggestion(figure, NAMES)}")
+        if figure not in schema.FIGURES:
+            raise UserError(f"{top.file}: figures.runs: {figure!r} is no figure{suggestion(figure, schema.FIGURES)}")
         for name in chosen:
             find(runs, name, f"figures.runs.{figure}: methods and finetunes", top.file)
     if figures.baseline is not None:
@@ -192,8 +192,6 @@ def read_dense_crf(section: Section) -> DenseCRF:
     preset = section.raw.get("preset")
     if preset is None:
         return section.parse(DenseCRF)
-    from pipeline.evaluation.dense_crf import PRESETS  # and with it torch, which only this needs
-
     if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"{section.file}: {section.at('preset')}: {preset!r} is no preset{suggestion(str(preset), PRESETS)}")
     return Section({**PRESETS[preset], **section.raw}, section.file, section.place).parse(DenseCRF)

@@ -10,6 +10,11 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 from pipeline.settings.profiles import Launch
 from pipeline.settings.ranges import Fraction, Pair, Positive, PositiveReal, Whole
 
+# What the section `figures` may name; pipeline/figures/table.py says what each is. Here, for reading settings needs no torch.
+FIGURES = (
+    "class-weights", "messages", "rates", "attention", "relations", "dependencies", "body-edge", "flow", "crfs", "compatibility",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:

@@ -14,10 +14,10 @@ from PIL import Image
 
 from models.filters import FILTERS
 from pipeline.evaluation import cost, dense_crf
-from pipeline.evaluation.dense_crf import PRESETS
 from pipeline.evaluation.inference import Network, predict
 from pipeline.ground.errors import UserError
 from pipeline.settings import config, schema
+from pipeline.settings.presets import PRESETS
 from tests.evaluation.test_inference import PADDING, Toy, picture, plain_probabilities
 from tests.evaluation.test_inference import evaluation as toy_evaluation
 
