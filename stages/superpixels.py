@@ -3,6 +3,7 @@
 import argparse
 
 from pipeline.data import prepared
+from pipeline.data.superpixel_maps import SuperpixelMaps
 from pipeline.ground import store
 from pipeline.settings import config
 from pipeline.superpixels import sets
@@ -22,7 +23,7 @@ def main() -> None:
     print(f"superpixels {name}: {summary(made, computed)} > {store.manifest_of(name)}")
 
 
-def summary(made: sets.SuperpixelMaps, computed: int) -> str:
+def summary(made: SuperpixelMaps, computed: int) -> str:
     """How many superpixels were asked for and given, and how many maps were there already."""
     if made.settings is None:
         return "an empty set, nothing to compute"

@@ -24,10 +24,10 @@ from PIL import features
 
 from pipeline.data import prepared
 from pipeline.data.prepared import Pair
+from pipeline.data.superpixel_maps import SuperpixelMaps
 from pipeline.ground import store
 from pipeline.ground.errors import UserError, explained
 from pipeline.ground.files import replacing
-from pipeline.superpixels.sets import SuperpixelMaps
 
 VERSION = 1  # of the arrays: to be raised with every change of pipeline/data/prepared.py that changes what an image's pixels are
 WAY_OUT = "make room, or set `decoded: false` in the launch profile"

@@ -15,10 +15,10 @@ from PIL import Image
 
 from pipeline.data import prepared as preparation
 from pipeline.data.prepared import Pair, Prepared
+from pipeline.data.superpixel_maps import SuperpixelMaps, read_set
 from pipeline.evaluation.metrics import VOID
 from pipeline.ground.errors import UserError
 from pipeline.settings.schema import Evaluation
-from pipeline.superpixels.sets import SuperpixelMaps, read_set
 from pipeline.training.checkpoint import Weights
 
 

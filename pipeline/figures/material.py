@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from models.parts.layers import Output, resize
 from models.segmenter import Segmenter
 from pipeline.data.prepared import Pair, Prepared, open_image, open_label
+from pipeline.data.superpixel_maps import SuperpixelMaps, read_set
 from pipeline.evaluation.inference import scaled_size
 from pipeline.evaluation.metrics import VOID
 from pipeline.evaluation.restored import check_belongs, restored
 from pipeline.evaluation.windows import Network, Scaled, in_unit_range
 from pipeline.ground.errors import UserError
 from pipeline.settings.schema import Config
-from pipeline.superpixels.sets import SuperpixelMaps, read_set
 from pipeline.training.checkpoint import read_weights
 
 COARSE = 256  # pixels of the shorter side at which objects are looked for

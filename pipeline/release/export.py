@@ -17,7 +17,7 @@ from pipeline.release import card, graph, released
 from pipeline.release.graph import Check, Inputs, Traced
 from pipeline.release.predictor import restored_on, weights_of
 from pipeline.settings.schema import Config, SuperpixelSet
-from pipeline.superpixels.sets import label_map
+from pipeline.superpixels.slic import label_map
 from pipeline.training.checkpoint import Weights
 
 SPLITS = ("val", "train", "test")  # the first of these that the dataset has is checked on

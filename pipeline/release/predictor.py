@@ -32,7 +32,7 @@ from pipeline.release import released
 from pipeline.release.streaming import Told, predict_by_rows
 from pipeline.settings.profiles import Launch
 from pipeline.settings.schema import Config, Evaluation, SuperpixelSet
-from pipeline.superpixels.sets import label_map
+from pipeline.superpixels.slic import label_map
 from pipeline.training.checkpoint import Weights, read_weights
 
 MOST = 2**30  # pixels of an image: beyond Pillow's usual limit, for these are the user's own

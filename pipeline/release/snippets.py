@@ -47,7 +47,7 @@ def loading(names: Set[str], superpixels: SuperpixelSet | None) -> str:
 
 
 def slic(settings: SuperpixelSet) -> str:
-    """The call that makes the superpixels of `image`, as in pipeline/superpixels/sets.py."""
+    """The call that makes the superpixels of `image`, as in pipeline/superpixels/slic.py."""
     zero = ", slic_zero=True" if settings.algorithm == "slico" else ""
     numbers = f"n_segments={settings.segments}, compactness={settings.compactness:g}, sigma={settings.sigma:g}"
     return f"slic(pixels, {numbers}, start_label=0{zero})"

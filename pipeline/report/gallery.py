@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.data import prepared
 from pipeline.data.prepared import Pair
+from pipeline.data.superpixel_maps import SuperpixelMaps, read_set
 from pipeline.evaluation import pictures
 from pipeline.evaluation.record import RESULTS, Record, reduced
 from pipeline.ground import store
@@ -21,7 +22,6 @@ from pipeline.ground.errors import UserError
 from pipeline.ground.progress import warn
 from pipeline.report.embedding import packed, uri
 from pipeline.report.entries import Entry
-from pipeline.superpixels.sets import SuperpixelMaps, read_set
 
 MOST = 48  # images with pictures
 BUDGET = 12 * 2**20  # characters of all pictures together

@@ -220,7 +220,7 @@ def patched(raw: Mapping[str, Any], run: str, values: Mapping[str, Value], file:
 def settings(params: Params, search: Search) -> dict[str, Any]:
     """What a search's results depend on, as plain values: neither the number of trials, nor what is searched, nor where it runs."""
     from pipeline.runs import fingerprint
-    from pipeline.superpixels import sets
+    from pipeline.superpixels import slic
 
     raw = read_yaml(params.path).raw
     config, score = trial_of(raw, search, first_values(search), params.path, params.launch)
@@ -233,7 +233,7 @@ def settings(params: Params, search: Search) -> dict[str, Any]:
         del evaluation[key]
     for key in ("trials", "concurrent"):
         del tune[key]
-    return {**values, "evaluation": evaluation, "tune": tune, "superpixels.version": sets.VERSION}
+    return {**values, "evaluation": evaluation, "tune": tune, "superpixels.version": slic.VERSION}
 
 
 def fingerprint_of(settings: Mapping[str, Any]) -> str:

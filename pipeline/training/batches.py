@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data import decoded
 from pipeline.data.prepared import Pair, Prepared, open_image, open_label, pairs
+from pipeline.data.superpixel_maps import SuperpixelMaps, read_complete
 from pipeline.ground.errors import UserError
 from pipeline.ground.lifeline import die_with_parent
 from pipeline.ground.progress import warn
 from pipeline.settings.schema import Config, Train
 from pipeline.settings.strict import suggestion
-from pipeline.superpixels.sets import SuperpixelMaps, read_complete
 from pipeline.training import augment
 
 SPLIT = "train"

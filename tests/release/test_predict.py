@@ -19,7 +19,7 @@ from pipeline.ground.errors import UserError
 from pipeline.release import predictor
 from pipeline.release.predictor import Predictor
 from pipeline.settings.schema import Part
-from pipeline.superpixels.sets import label_map
+from pipeline.superpixels.slic import label_map
 
 CLASSES = 9
 
