@@ -29,7 +29,7 @@ from pipeline.ground import store
 from pipeline.ground.errors import UserError, explained
 from pipeline.ground.files import replacing
 
-VERSION = 1  # of the arrays: to be raised with every change of pipeline/data/prepared.py that changes what an image's pixels are
+VERSION = 1  # of the arrays: to be raised with every change of images.py that changes what an image's pixels are
 WAY_OUT = "make room, or set `decoded: false` in the launch profile"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.prepared import upright
+from pipeline.data.images import upright
 from pipeline.datasets import IGNORED, Source, by_stem, top_of
 from pipeline.datasets.cityscapes import Cityscapes
 from pipeline.download.archives import Archive

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.data.prepared import upright
+from pipeline.data.images import upright
 from pipeline.datasets import IGNORED, Colour, Source, by_stem
 from pipeline.download.archives import Archive
 from pipeline.ground.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.prepared import upright
+from pipeline.data.images import upright
 from pipeline.datasets import IGNORED, Colour, Source, top_of
 from pipeline.download.accounts import Account
 from pipeline.download.archives import Archive

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.prepared import upright
+from pipeline.data.images import upright
 from pipeline.datasets import IGNORED, Source, by_stem, top_of
 from pipeline.download.archives import Archive
 from pipeline.labels.masks import ids_of, looked_up

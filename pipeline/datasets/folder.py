@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.data.prepared import upright
+from pipeline.data.images import upright
 from pipeline.datasets import IGNORED, Colour, Source, refuse
 from pipeline.ground.errors import UserError
 from pipeline.ground.progress import warn

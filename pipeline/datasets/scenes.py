@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from pipeline.data.prepared import upright
+from pipeline.data.images import upright
 from pipeline.datasets import IGNORED, Source
 from pipeline.ground import files
 from pipeline.ground.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.prepared import RESCALED
+from pipeline.data.images import RESCALED
 from pipeline.ground.errors import UserError
 
 Colour = tuple[int, int, int]

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data import prepared
+from pipeline.data import images, prepared
 from pipeline.data.prepared import Pair, Prepared
 from pipeline.datasets import IGNORED, Dataset, Source, refuse
 from pipeline.ground import files, store
@@ -104,7 +104,7 @@ def put(content: bytes, goal: Path) -> None:
 def opened(dataset: Dataset, source: Source) -> np.ndarray:
     """The label map of a pair of which everything was looked at; a UserError names the bad file and the reason."""
     try:
-        image = prepared.rgb(source.image)
+        image = images.rgb(source.image)
     except UserError as error:
         raise UserError(f"{source.image}: {error}") from None
     try:
@@ -208,7 +208,7 @@ def refuse_clashes(dataset: Dataset, sources: Sequence[Source]) -> None:
 
 def identity(dataset: Dataset, name: str) -> str:
     """A hash of what a check depends on besides the pair's files: the dataset's code and options, and how images are read."""
-    code = [Path(file).read_bytes() for file in (inspect.getfile(type(dataset)), masks.__file__, prepared.__file__, __file__)]
+    code = [Path(file).read_bytes() for file in (inspect.getfile(type(dataset)), masks.__file__, images.__file__, __file__)]
     options = repr([name, dataset.classes, sorted(vars(dataset).items())])
     return hashlib.sha256(b"\0".join([*code, options.encode()])).hexdigest()[:16]
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from models.segmenter import Segmenter
-from pipeline.data import prepared
+from pipeline.data import images, prepared
 from pipeline.evaluation.pictures import chosen
 from pipeline.ground import files, store
 from pipeline.ground.errors import UserError
@@ -138,7 +138,7 @@ def pictures(weights: Weights, order: Order) -> list[Image.Image]:
 def named(file: str) -> Image.Image:
     """An image of the command line; UserError: why it is none."""
     try:
-        return prepared.rgb(Path(file))
+        return images.rgb(Path(file))
     except UserError as error:
         raise UserError(f"--images {file}: {error}") from None
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.data import prepared
+from pipeline.data import images, prepared
 from pipeline.evaluation.inference import predict, scaled_size
 from pipeline.evaluation.restored import restored
 from pipeline.evaluation.windows import Network
@@ -88,7 +88,7 @@ class Predictor:
     def image(file: str | Path) -> Image.Image:
         """Any image file as an upright 8-bit RGB image; UserError: why it is none."""
         with large_images():
-            return prepared.rgb(Path(file))
+            return images.rgb(Path(file))
 
     def __call__(
         self, image: str | Path | Image.Image, keep: Callable[[int, Tensor], None] | None = None, told: Told | None = None

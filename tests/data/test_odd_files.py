@@ -20,6 +20,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
 from pipeline.data import prepared
+from pipeline.data.images import rgb
 from pipeline.data.prepared import Prepared
 from pipeline.datasets.folder import Folder
 from pipeline.download import extraction
@@ -149,7 +150,7 @@ def test_inks_become_colours(tmp_path: Path):
     inks = {(0, 255, 255, 0): (255, 0, 0), (255, 0, 0, 0): (0, 255, 255), (0, 0, 0, 255): (0, 0, 0), (0, 0, 0, 0): (255, 255, 255)}
     for ink, colour in inks.items():
         Image.new("CMYK", (8, 8), ink).save(tmp_path / "x.jpg", quality=100)
-        assert np.abs(np.asarray(prepared.rgb(tmp_path / "x.jpg")).astype(int) - colour).max() <= 2
+        assert np.abs(np.asarray(rgb(tmp_path / "x.jpg")).astype(int) - colour).max() <= 2
 
 
 @pytest.mark.parametrize("interlaced", [False, True])

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.data import prepared
+from pipeline.data import images, prepared
 from pipeline.datasets import DATASETS
 from pipeline.datasets.folder import Folder
 from pipeline.datasets.scenes import Scenes
@@ -184,7 +184,7 @@ def test_images_of_any_mode_become_rgb(tmp_path: Path, mode: str, colour, expect
     if mode == "P":
         image.putpalette([9, 8, 7])
     image.save(path, **({"transparency": b"\x00"} if mode == "P" else {}))
-    result = prepared.rgb(path)
+    result = images.rgb(path)
     assert result.mode == "RGB"
     assert (np.array(result) == expected).all()
 
@@ -192,12 +192,12 @@ def test_images_of_any_mode_become_rgb(tmp_path: Path, mode: str, colour, expect
 def test_floating_point_images_are_refused(tmp_path: Path):
     Image.new("F", (3, 2), 0.5).save(tmp_path / "x.tif")
     with pytest.raises(UserError, match="floating-point"):
-        prepared.rgb(tmp_path / "x.tif")
+        images.rgb(tmp_path / "x.tif")
 
 
 def counted(monkeypatch) -> list[Path]:
     """The images that are opened from now on."""
-    opened, open_ = [], prepared.rgb
+    opened, open_ = [], images.rgb
     monkeypatch.setattr(prepared, "rgb", lambda path: (opened.append(path), open_(path))[1])
     return opened
 

@@ -19,7 +19,7 @@ from makers.project import Project
 from PIL import Image
 from torch import nn
 
-from pipeline.data import prepared
+from pipeline.data import images, prepared
 from pipeline.ground import store
 from pipeline.ground.errors import UserError
 from pipeline.release import card, export, graph, registry, released
@@ -94,7 +94,7 @@ def labels_of_card_image(model: nn.Module, folder: Path) -> np.ndarray:
     pair = prepared.pairs(prepared.read(), "val")[1]
     with Image.open(store.path("images", pair.image)) as image:
         image.convert("RGB").crop((3, 5, 60, 46)).save(folder / "street.jpg")
-    inputs = export.inputs_of(prepared.rgb(folder / "street.jpg"), config.load(Path("params.yaml")).superpixels["slic"])
+    inputs = export.inputs_of(images.rgb(folder / "street.jpg"), config.load(Path("params.yaml")).superpixels["slic"])
     assert inputs[1].max() > 5
     return graph.original(model)(inputs).argmax(1)  # type: ignore[arg-type]
 
