@@ -15,13 +15,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline.ground import files
+from pipeline.ground.codebase import ROOT, tree_hash
 from pipeline.ground.errors import UserError, explained, refusal
-from pipeline.runs.fingerprint import tree_hash
 from pipeline.settings.schema import Config
 
-ROOT = Path(__file__).parent.parent
 COPIES = Path("runs/.code")
 PACKAGES = ("models", "pipeline", "cluster", "stages")
+LIST = "dvc.yaml"  # it says which code a result depends on
 ABOUT = ("tests", "benchmarks", "docs")  # nothing that a job runs
 
 
@@ -62,15 +62,15 @@ def code_names(root: Path) -> Iterable[str]:
         listed = ""
     names = {name for name in listed.split("\0") if is_code(name)}
     if not any(name.startswith("pipeline/") for name in names):  # no git, or a folder that another repository ignores
-        found = [*root.glob("*.py"), *(path for package in PACKAGES for path in (root / package).rglob("*"))]
+        found = [*root.glob("*.py"), *root.glob(LIST), *(path for package in PACKAGES for path in (root / package).rglob("*"))]
         names = {path.relative_to(root).as_posix() for path in found if "__pycache__" not in path.parts and path.suffix != ".pyc"}
     return names
 
 
 def is_code(name: str) -> bool:
-    """Whether a job may need a file: one of the packages, or Python of a user's own. Images that lie about are no code."""
+    """Whether a job may need a file: one of the packages, the list of what depends on what, or Python of a user's own, but no image."""
     top = name.split("/", 1)[0]
-    return top in PACKAGES or (name.endswith(".py") and top not in ABOUT)
+    return top in PACKAGES or name == LIST or (name.endswith(".py") and top not in ABOUT)
 
 
 def write(goal: Path, code: Mapping[str, bytes]) -> None:

@@ -20,15 +20,11 @@ from pipeline.settings.schema import Evaluation
 from pipeline.tracking import mirror
 from pipeline.training.checkpoint import Weights, read_weights
 from pipeline.training.distributed import agree, process_group, rank, world
+from pipeline.training.loop import Report, silent
 
 AGREE_EVERY = 8  # images of a rank between two questions whether all ranks are well
 
-Report = Callable[[Mapping[str, float]], None]
 T = TypeVar("T")
-
-
-def silent(metrics: Mapping[str, float]) -> None:
-    """The report of a launcher that needs none."""
 
 
 def evaluate(evaluation: Evaluation, report: Report = silent) -> None:

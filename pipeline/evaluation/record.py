@@ -7,7 +7,6 @@ themselves. They are whole pixels, so that sums over images give the results fil
 import io
 import json
 import platform
-import subprocess
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.ground import files
+from pipeline.ground.codebase import commit
 from pipeline.ground.errors import UserError
 
 RESULTS = Path("results")  # of all evaluations
@@ -83,27 +83,6 @@ def about(device: str, fingerprints: Mapping[int, str], data_sha256: str) -> dic
         "versions": {"python": platform.python_version()} | versions,
         "weights": {str(seed): fingerprint for seed, fingerprint in fingerprints.items()},
     }
-
-
-def commit() -> str | None:
-    """The commit of the code that runs, "+" after it where files that git knows differ.
-
-    None where git does not know this code, as in the copy that a queued job runs from.
-    """
-    file = Path(__file__)
-    asked = (
-        ["ls-files", "--error-unmatch", file.name],
-        ["rev-parse", "HEAD"],
-        ["--no-optional-locks", "status", "--porcelain", "--untracked-files=no"],
-    )
-    try:
-        _, head, changes = (
-            subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-            for words in asked
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("+" if changes else "")
 
 
 def write(path: Path, record: Record) -> None:

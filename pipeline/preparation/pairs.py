@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data import images, prepared
+from pipeline.data import images
 from pipeline.data.prepared import Pair, Prepared
 from pipeline.datasets import IGNORED, Dataset, Source, refuse
 from pipeline.ground import files, store

@@ -17,6 +17,7 @@ from typing import Any
 
 from models.backbones.backbone import libraries
 from pipeline.ground import files
+from pipeline.ground.codebase import ROOT
 from pipeline.ground.errors import UserError
 from pipeline.release import released
 from pipeline.tracking import copy
@@ -61,11 +62,11 @@ def log_model(folder: Path, requirements: Sequence[str]) -> Any:
     """The files as a pyfunc model with this project's code. Its inputs have no schema: arrays of any size and paths are taken."""
     import numpy as np
 
-    mlflow, root = copy.library(), Path(__file__).parents[2]
+    mlflow = copy.library()
     labels = mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype("uint8"), (-1, -1), "labels")])
     with tempfile.TemporaryDirectory() as space, contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):  # its advice
         for part in ("models", "pipeline"):
-            shutil.copytree(root / part, Path(space, part), ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / part, Path(space, part), ignore=shutil.ignore_patterns("__pycache__"))
         return mlflow.pyfunc.log_model(
             name="model", loader_module="pipeline.release.served", data_path=str(folder),
             code_paths=[f"{space}/models", f"{space}/pipeline"], signature=mlflow.models.ModelSignature(outputs=labels),

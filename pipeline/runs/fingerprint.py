@@ -1,78 +1,51 @@
 """What a run's weights depend on, and its hash.
 
 A fingerprint covers the resolved settings (all but the name, the list of seeds and the launch profile) and the inputs: the
-hashes of the manifests read and of the code files that dvc.yaml lists for the stage, the versions of the libraries that compute,
+hashes of the manifests read and of the code that dvc.yaml lists for the stage, the versions of the libraries that compute,
 and a finetune's parent file. Settings alone would not do: after an edit of a head's file a run would "resume" at its last step and
 publish the old weights.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from models.backbones import backbone, weights
 from pipeline.ground import files, store
+from pipeline.ground.codebase import ROOT, tree_hash
 from pipeline.ground.errors import UserError
 from pipeline.settings import config as configs
 from pipeline.settings.schema import Config, Inputs
+from pipeline.training.parent import parent_file
 
-ROOT = Path(__file__).parents[2]
 LIBRARIES = ("torch", "timm", "torchvision", "numpy", "pillow")
-# dvc.yaml lists the same files as the training stages' deps; a test holds the two equal.
-CODE = (
-    "models/segmenter.py",
-    "models/backbones/backbone.py",
-    "models/backbones/weights.py",
-    "models/backbones/mit.py",
-    "models/parts/layers.py",
-    "models/parts/batch_norm.py",
-    "models/parts/gating.py",
-    "models/parts/attention.py",
-    "models/parts/decoder.py",
-    "models/parts/entropy.py",
-    "models/parts/reductions.py",
-    "models/filters",
-    "models/kernels",
-    "pipeline/runs/trainer.py",
-    "pipeline/training/step.py",
-    "pipeline/training/batches.py",
-    "pipeline/data/prepared.py",
-    "pipeline/training/augment.py",
-    "pipeline/training/optim.py",
-    "pipeline/training/distributed.py",
-    "pipeline/training/checkpoint.py",
-)
-# What a trial's score depends on besides.
-SCORING = (
-    "pipeline/evaluation/evaluate.py",
-    "pipeline/evaluation/examples.py",
-    "pipeline/evaluation/results.py",
-    "pipeline/evaluation/inference.py",
-    "pipeline/evaluation/windows.py",
-    "pipeline/evaluation/metrics.py",
-    "pipeline/evaluation/tally.py",
-)
+LISTED = ROOT / "dvc.yaml"
+DATA = ("data/", "runs/", "${item.from}")  # what begins so among a stage's dependencies is no code
 
 
 def code_files(config: Config) -> tuple[str, ...]:
-    """The code that a run's weights depend on, relative to the project's root."""
-    parts = (f"models/heads/{config.head.name}.py", f"models/crf/{config.crf.name}.py", f"models/losses/{config.loss.name}.py")
-    return parts + CODE
+    """The code that a run's weights depend on, files and folders relative to the project's root."""
+    names = {f"item.{slot}.name": part.name for slot, part in (("head", config.head), ("crf", config.crf), ("loss", config.loss))}
+    listed = watched("train" if config.finetune is None else "finetune")
+    return tuple(re.sub(r"\$\{([\w.]+)\}", lambda found: names.get(found[1], found[0]), path) for path in listed)
 
 
-def parent_file(config: Config) -> Path | None:
-    """The weights file that a finetune's seed starts from; UserError where it is absent."""
-    if config.finetune is None:
-        return None
-    source = config.finetune.source
-    found = source / f"seed-{config.seed}.pt" if source.is_dir() else source
-    if not found.is_file():
-        raise UserError(f"finetune {config.name}: {found} does not exist: train its parent first, with seed {config.seed} too")
-    return found
+@functools.cache
+def watched(stage: str) -> tuple[str, ...]:
+    """The code among the dependencies of a stage in dvc.yaml, which is the one place that lists it."""
+    try:
+        deps = yaml.safe_load(LISTED.read_text())["stages"][stage]["do"]["deps"]
+        return tuple(path for path in deps if not path.startswith(DATA))
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{LISTED} does not say what the stage {stage} depends on ({type(error).__name__}): restore it") from None
 
 
 def stamp(config: Config) -> Config:
@@ -95,7 +68,7 @@ def search_inputs(configs: Sequence[Config]) -> Inputs:
     first = configs[0]
     pretrained = [config.backbone.pretrained for config in configs if isinstance(config.backbone.pretrained, Path)]
     paths = [store.PREPARED, *(path for path in pretrained if path.is_file())]
-    code = {path for config in configs for path in code_files(config)} | set(SCORING)
+    code = {path for config in configs for path in code_files(config)} | set(watched("evaluate"))
     libraries = {library for config in configs for library in (*LIBRARIES, *backbone.libraries(config.backbone.name))}
     return Inputs(
         manifests={path.as_posix(): files.sha256(path) for path in paths},
@@ -131,16 +104,6 @@ def verify(config: Config) -> None:
     assert config.inputs is not None
     if manifest_hashes(config) != config.inputs.manifests or parent_hash(config) != config.inputs.parent:
         raise UserError(f"{config.name}, seed {config.seed}: its data or parent has changed since this was started: start it again")
-
-
-def tree_hash(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder's Python files with their names."""
-    if path.is_file():
-        return files.sha256(path)
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist: a part of the tables in models/ must stand in a file of its name")
-    listing = [(entry.relative_to(path).as_posix(), files.sha256(entry)) for entry in sorted(path.rglob("*.py"))]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def settings(config: Config) -> dict[str, Any]:

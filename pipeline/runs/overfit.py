@@ -3,11 +3,11 @@
 from models.backbones import backbone
 from pipeline.data import prepared
 from pipeline.ground.errors import UserError
-from pipeline.runs.trainer import begin
 from pipeline.settings.schema import Config
 from pipeline.training import batches
 from pipeline.training.batches import Fault
 from pipeline.training.distributed import process_group
+from pipeline.training.loop import begin
 
 STEPS = 100
 FALL = 0.5  # the loss must fall below this share of its first value

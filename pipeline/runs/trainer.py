@@ -1,39 +1,28 @@
-"""Training: the one function that every launcher calls.
+"""A run of one seed: the one function that every launcher calls.
 
-The global batch of step t is a pure function of (seed, t) and random state is drawn afresh from (seed, t, rank) at each step,
-so a checkpoint is model, optimizer and a step number: killed anywhere and run again, the same weights come out.
+The training itself is pipeline/training; here it is locked, found finished or gone on with, recorded, mirrored and published.
 """
 
 import contextlib
 import functools
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from models.backbones import backbone
 from pipeline.data import prepared
-from pipeline.ground import files, stopping
+from pipeline.ground import files
 from pipeline.ground.errors import UserError
-from pipeline.ground.stopping import StoppedError
 from pipeline.runs import folders
 from pipeline.runs.copies import Copies, copying
 from pipeline.runs.fingerprint import fingerprint, settings, verify
 from pipeline.runs.monitor import Monitor, curve, summary
 from pipeline.settings.schema import Config
 from pipeline.tracking.mirror import Mirror
-from pipeline.training import batches as data
-from pipeline.training import checkpoint, optim
-from pipeline.training.batches import Fault
-from pipeline.training.distributed import agree, of_rank_0, process_group, rank, verdict, world
+from pipeline.training import checkpoint
+from pipeline.training.distributed import agree, of_rank_0, on_rank_0, process_group, rank
+from pipeline.training.loop import Report, begin, fit, silent
 from pipeline.training.step import Training
-
-Report = Callable[[Mapping[str, float]], None]
-
-
-def silent(metrics: Mapping[str, float]) -> None:
-    """The report of a launcher that needs none."""
 
 
 def train(config: Config, report: Report = silent) -> None:
@@ -58,16 +47,6 @@ def train(config: Config, report: Report = silent) -> None:
         on_rank_0(lambda: publish(config, training, manifest.classes, monitor))
 
 
-def begin(config: Config, classes: tuple[str, ...], device: torch.device) -> Training:
-    """Everything before the first step; what the models refuse is the same on all ranks."""
-    try:
-        return Training.start(config, classes, device)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{config.name}: {error}") from None
-
-
 @contextlib.contextmanager
 def writing(config: Config) -> Iterator[None]:
     """The lock of this seed, held by rank 0 and known to all."""
@@ -75,18 +54,6 @@ def writing(config: Config) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         on_rank_0(lambda: stack.enter_context(files.locked(folder / "lock", str(folder))))
         yield
-
-
-def on_rank_0(action: Callable[[], object]) -> None:
-    """Let rank 0 do what only one may do; all ranks wait for it and share its UserError."""
-    fault = None
-    if rank() == 0:
-        try:
-            action()
-        except UserError as error:
-            fault = str(error)
-    if fault := agree(fault):
-        raise UserError(fault)
 
 
 def mirror(config: Config, dataset: str) -> Mirror:
@@ -100,30 +67,6 @@ def mirror(config: Config, dataset: str) -> Mirror:
         record=folders.attempt_folder(config) / "metrics.jsonl",
         enabled=config.launch.tracking and rank() == 0,
     )
-
-
-def fit(training: Training, manifest: prepared.Prepared, monitor: Monitor, start: int, report: Report, keep: Callable[[int], None]) -> None:
-    """The steps from `start` on; `keep` saves a checkpoint of so many finished steps, on rank 0."""
-    config = training.config
-    pin = training.device.type == "cuda"
-    mean, _ = backbone.normalization(config.backbone.name)
-    batches = data.train_batches(config, manifest, start=start, rank=rank(), world=world(), mean=mean, pin=pin)
-    for number in range(start, config.train.iterations):
-        began = time.monotonic()
-        batch = next(batches)
-        monitor.waited += time.monotonic() - began
-        fault, stop = verdict(batch.message if isinstance(batch, Fault) else None, stop=stopping.asked.is_set())
-        # Before a fault: what asks us to stop may have ended a data worker too. But after a step, or one start may follow another for ever.
-        if stop and (number > start or fault is not None):
-            on_rank_0(functools.partial(keep, number))
-            raise StoppedError(f"{config.name}, seed {config.seed}: stopped after step {number}, as asked; run it again and it goes on")
-        if fault is not None or isinstance(batch, Fault):
-            raise UserError(fault)
-        terms = training.step(batch, number)
-        if monitor.due(number + 1):
-            report(monitor.row(number + 1, optim.learning_rate(config.train, number), terms, training.scaling()))
-        if (number + 1) % config.launch.save_every == 0 and number + 1 < config.train.iterations:
-            on_rank_0(functools.partial(keep, number + 1))
 
 
 def save(config: Config, training: Training, monitor: Monitor, copies: Copies | None, step: int) -> None:

@@ -5,6 +5,7 @@ The search's folder is the truth, which a process beside the search reads and se
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ from pipeline.search.trials import BEST, TABLE, Outcome, Trials, place
 from pipeline.tracking.attempt import Attempt, read_attempt
 from pipeline.tracking.copy import Copy
 from pipeline.tracking.mirror import excused, finish, installed, origin, start
+from pipeline.tracking.process import give_way, quiet, repeat
 
 ORDER = "mlflow.json"
 EVERY = 20.0  # seconds between two passes
@@ -41,7 +43,7 @@ def mirrored(folder: Path, experiment: str, run: str, fingerprint: str, settings
     with excused(str(folder)):
         attempt = replace(attempt, tags=origin("python -m stages.tune"))
         files.write_json(folder / ORDER, asdict(attempt))
-        process = start("search", str(folder / ORDER), str(EVERY))
+        process = start("pipeline.search.tracking", str(folder / ORDER), str(EVERY))
     try:
         yield
         status = "FINISHED"
@@ -88,3 +90,15 @@ class SearchCopy:
             status=STATUS[outcome.state],
         )
         Copy(trial).send(trial, [{"step": steps, "miou": miou} for steps, miou in outcome.scores])
+
+
+def main(file: Path, every: float) -> None:
+    """Mirror the search whose order is in `file` every so many seconds until the input ends, and once after that."""
+    with quiet():
+        give_way()
+        held = SearchCopy(file)
+        repeat(held.send, every, f"the search goes on, its trials stay in {file.parent}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]))

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.ground.codebase import ROOT
 from pipeline.ground.errors import UserError
 from pipeline.settings.ranges import Pair, Positive, Whole
 from pipeline.settings.strict import Section, names, read_yaml, suggestion
 
-PROFILES = Path(__file__).parents[2] / "cluster" / "profiles"
+PROFILES = ROOT / "cluster" / "profiles"
 TIME = r"^(\d+-)?\d{1,2}(:\d{2}){1,2}$|^\d+$"  # [days-]hours:minutes:seconds, hours:minutes after days, or minutes
 MEMORY = r"^[1-9]\d*[KMGT]?$"
 

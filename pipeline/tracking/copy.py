@@ -1,4 +1,4 @@
-"""MLflow's copy of a run and the store that it is in: the one file that imports mlflow, in a process of its own (mirror_process.py).
+"""MLflow's copy of a run and the store that it is in: the one file that imports mlflow, in a process of its own (process.py).
 
 Everything that a pass sends is keyed by what it is (a run by name, seed and fingerprint; a value by its step; an evaluation by a digest),
 so a pass may be repeated, killed and repeated again. Nothing is read back from MLflow except what it already has.

@@ -19,12 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.evaluation.record import commit
 from pipeline.ground import files
+from pipeline.ground.codebase import ROOT, commit
 from pipeline.ground.progress import warn
 from pipeline.tracking.attempt import ATTEMPT, Attempt, address, reason, shown
 from pipeline.tracking.copy import Copy
 
+PROCESS = "pipeline.tracking.process"
 PATIENCE = 30.0  # seconds that the end of a stage waits for MLflow, its import included
 
 
@@ -61,7 +62,7 @@ class Mirror:
                 stage = "finetune" if self.attempt.settings.get("finetune") else "train"
                 self.attempt = replace(self.attempt, tags=origin(f"python -m stages.{stage} {self.attempt.name}") | dict(self.attempt.tags))
                 files.write_json(self.file, asdict(self.attempt))
-                self.process = start("follow", str(self.file), str(self.every))
+                self.process = start(PROCESS, "follow", str(self.file), str(self.every))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -91,7 +92,7 @@ def mirror_results(
     if not enabled or not installed():
         return
     with excused(f"results/{results['evaluation']}.json"):
-        process = start("results")
+        process = start(PROCESS, "results")
         order = {"experiment": experiment, "results": results, "fingerprints": dict(fingerprints), "pictures": pictures and str(pictures)}
         finish(process, f"results/{results['evaluation']}.json is sent by the next evaluation", json.dumps(order))
 
@@ -124,12 +125,11 @@ def excused(what: str) -> Iterator[None]:
         warn(f"{what} is not mirrored to MLflow: {reason(error)}")
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """The process that talks to MLflow. Its own group: Ctrl-C is for the training, whose end it waits for."""
-    root = str(Path(__file__).parents[2])
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+def start(module: str, *arguments: str) -> subprocess.Popen[str]:
+    """A process of ours that talks to MLflow. Its own group: Ctrl-C is for the training, whose end it waits for."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "pipeline.tracking.process", *arguments],
+        [sys.executable, "-W", "ignore", "-m", module, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
 

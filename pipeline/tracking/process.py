@@ -8,12 +8,11 @@ import json
 import os
 import select
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.ground import lifeline
-from pipeline.search.tracking import SearchCopy
 from pipeline.tracking.attempt import ATTEMPT, Attempt, address, read_attempt, reason, shown
 from pipeline.tracking.copy import Copy
 
@@ -56,18 +55,25 @@ def complain(consequence: str, error: Exception) -> None:
     print("warned", file=sys.__stdout__, flush=True)
 
 
-def main(arguments: list[str]) -> None:
-    """`follow FILE SECONDS`, `search FILE SECONDS`, `results` (the order on the input), or files of attempts to send once more."""
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let nothing that MLflow prints reach the training's terminal."""
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        yield
+
+
+def give_way() -> None:
+    """End with the work that this process stands beside, and take its processors last."""
+    lifeline.die_with_parent()
+    os.nice(NICE)
+
+
+def main(arguments: list[str]) -> None:
+    """`follow FILE SECONDS`, `results` (the order on the input), or files of attempts to send once more."""
+    with quiet():
         if arguments[0] == "follow":
-            lifeline.die_with_parent()
-            os.nice(NICE)
+            give_way()
             follow(Path(arguments[1]), float(arguments[2]))
-        elif arguments[0] == "search":
-            lifeline.die_with_parent()
-            os.nice(NICE)
-            held = SearchCopy(Path(arguments[1]))
-            repeat(held.send, float(arguments[2]), f"the search goes on, its trials stay in {held.file.parent}")
         elif arguments[0] == "results":
             lifeline.die_with_parent()
             order = json.load(sys.stdin)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -87,6 +87,18 @@ def of_rank_0(value: T) -> T:
     held = [value]
     dist.broadcast_object_list(held)
     return held[0]
+
+
+def on_rank_0(action: Callable[[], object]) -> None:
+    """Let rank 0 do what only one may do; all ranks wait for it and share its UserError."""
+    fault = None
+    if rank() == 0:
+        try:
+            action()
+        except UserError as error:
+            fault = str(error)
+    if fault := agree(fault):
+        raise UserError(fault)
 
 
 def mean_over_ranks(values: list[float]) -> list[float]:

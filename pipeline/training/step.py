@@ -18,12 +18,11 @@ from models import segmenter
 from models.losses import Loss
 from models.parts import batch_norm
 from pipeline.ground.errors import UserError
-from pipeline.ground.progress import warn
-from pipeline.runs.fingerprint import parent_file
 from pipeline.settings.schema import Config
-from pipeline.training import batches, checkpoint, optim
+from pipeline.training import batches, optim
 from pipeline.training.batches import Batch
 from pipeline.training.distributed import agree, mean_over_ranks, rank, world
+from pipeline.training.parent import inherit
 
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_SCALE = 1.0  # of the loss in fp16; halved at each overflow from 65536 on, it gets below only where no scale helps
@@ -185,20 +184,6 @@ class Training:
         self.skipped = state["skipped"]
         if self.averaged is not None:
             self.averaged = {name: tensor.to(self.device) for name, tensor in state["averaged"].items()}
-
-
-def inherit(config: Config, model: nn.Module) -> None:
-    """Load a finetune's parent; tensors of other names or shapes are skipped and named."""
-    path = parent_file(config)
-    assert path is not None
-    theirs, ours = checkpoint.read_weights(path).state, model.state_dict()
-    fitting = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
-    if not any(tensor.dim() > 1 for tensor in fitting.values()):
-        raise UserError(f"finetune {config.name}: {path} has no tensor that fits this network: is it another backbone?")
-    skipped = sorted((theirs.keys() | ours.keys()) - fitting.keys())
-    if skipped and rank() == 0:
-        warn(f"{config.name}: {len(fitting)} tensors come from {path}; not taken over: {', '.join(skipped)}")
-    model.load_state_dict(fitting, strict=False)
 
 
 def distributed(model: nn.Module, device: torch.device) -> DistributedDataParallel:

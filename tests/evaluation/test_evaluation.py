@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.data import prepared
 from pipeline.data.prepared import Prepared
 from pipeline.evaluation import pictures
-from pipeline.ground import files, store
+from pipeline.ground import codebase, files, store
 from pipeline.ground.errors import UserError
 from pipeline.settings import schema
 
@@ -176,26 +176,25 @@ def test_the_record_of_images_sums_up_to_the_results(project: Path) -> None:
 
 
 def test_the_commit_is_that_of_the_code_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.evaluation import record
 
     def git(*words: str) -> str:
         who = ("-c", "user.name=t", "-c", "user.email=t@t")
         return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
 
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "code" / "record.py"))
+    monkeypatch.setattr(codebase, "__file__", str(tmp_path / "code" / "record.py"))
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "record.py").write_text("1")
-    assert record.commit() is None
+    assert codebase.commit() is None
     git("init", "-q")
     (tmp_path / "other").write_text("1")
     git("add", "other")
     git("commit", "-qm", "one")
-    assert record.commit() is None
+    assert codebase.commit() is None
     git("add", "code/record.py")
     git("commit", "-qm", "two")
-    assert record.commit() == git("rev-parse", "HEAD")
+    assert codebase.commit() == git("rev-parse", "HEAD")
     (tmp_path / "other").write_text("2")
-    assert record.commit() == git("rev-parse", "HEAD") + "+"
+    assert codebase.commit() == git("rev-parse", "HEAD") + "+"
 
 
 def test_large_and_many_predictions_are_kept_small_and_few() -> None:

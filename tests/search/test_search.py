@@ -372,7 +372,7 @@ def test_mlflow_gets_a_search_once_with_a_run_for_each_trial_in_it(workspace: Pa
     files.write_bytes(folder / "pictures/parallel.png", b"png")
     order = {"experiment": "scenes", "name": "search ecrf", "seed": 0, "fingerprint": "x", "settings": {"run": "ecrf"}, "started": 1e9}
     files.write_json(folder / "mlflow.json", order | {"record": str(folder / "trials.csv"), "status": "FINISHED"})
-    command = [sys.executable, "-W", "ignore", "-m", "pipeline.tracking.process", "search", str(folder / "mlflow.json"), "-1"]
+    command = [sys.executable, "-W", "ignore", "-m", "pipeline.search.tracking", str(folder / "mlflow.json"), "-1"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     for _ in range(2):
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
