@@ -1,4 +1,8 @@
-"""What preparing, training and evaluating mean. Imports `models` and nothing above."""
+"""What preparing, training, evaluating and comparing mean, in rooms: a room is what a stage depends on, and imports point down only.
+
+From the top: search, release > figures > report > evaluation > runs > training, preparation, superpixels > datasets > labels,
+download > data > settings, tracking > ground. `uv run lint-imports` holds them to it; dvc.yaml says which stage depends on which.
+"""
 
 import os
 

@@ -1,1 +1,4 @@
-"""The report: from the evaluations that params.yaml names to report/index.md, its pictures and its table in the terminal."""
+"""The report: one page, Markdown tables, charts and curves, from the results and records alone.
+
+An edit here writes the report anew, nothing else. It imports evaluation (its records and pictures) and what is below.
+"""

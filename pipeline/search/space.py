@@ -21,9 +21,8 @@ from pydantic import Field
 from pipeline.ground.errors import UserError
 from pipeline.settings import config as configs
 from pipeline.settings.profiles import Launch
-from pipeline.settings.ranges import Positive, Real, Whole
 from pipeline.settings.schema import Config, Evaluation, Params
-from pipeline.settings.strict import Section, adapter, names, read_yaml, suggestion
+from pipeline.settings.strict import Positive, Real, Section, Whole, adapter, names, read_yaml, suggestion
 
 Scalar = int | float | str | bool | None
 Value = Scalar | list[Scalar]

@@ -13,8 +13,7 @@ from pydantic import Field
 
 from pipeline.ground.codebase import ROOT
 from pipeline.ground.errors import UserError
-from pipeline.settings.ranges import Pair, Positive, Whole
-from pipeline.settings.strict import Section, names, read_yaml, suggestion
+from pipeline.settings.strict import Pair, Positive, Section, Whole, names, read_yaml, suggestion
 
 PROFILES = ROOT / "cluster" / "profiles"
 TIME = r"^(\d+-)?\d{1,2}(:\d{2}){1,2}$|^\d+$"  # [days-]hours:minutes:seconds, hours:minutes after days, or minutes

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from pipeline.settings.profiles import Launch
-from pipeline.settings.ranges import Fraction, Pair, Positive, PositiveReal, Whole
+from pipeline.settings.strict import Fraction, Pair, Positive, PositiveReal, Whole
 
 # What the section `figures` may name; pipeline/figures/table.py says what each is. Here, for reading settings needs no torch.
 FIGURES = (

@@ -5,14 +5,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.ground.errors import UserError
 
 T = TypeVar("T")
+# The numbers of settings: what a wrong one is refused for when the file is read.
+Positive = Annotated[int, Field(gt=0)]
+Whole = Annotated[int, Field(ge=0)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Pair = tuple[Positive, Positive]
 
 
 class Section:

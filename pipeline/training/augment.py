@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.settings.ranges import Pair
 from pipeline.settings.schema import Data, Jitter
+from pipeline.settings.strict import Pair
 
 IGNORED = 255  # the label of void and of padding
 NO_SUPERPIXEL = -1
