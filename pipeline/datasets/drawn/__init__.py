@@ -1,4 +1,5 @@
-"""Generated street scenes: how they are painted, from colours and noise through the canvas and what is painted on it to the picture.
+"""Generated street scenes: `generated` (files) > `picture` > `paint_*` > `canvas` > `noise`, `colours`; imports point that way only.
 
-An edit here makes new scenes, of which models are trained anew. Imports `pipeline.datasets` (never its `scenes`), else nothing of ours.
+After an edit here all scenes are drawn anew, and models trained anew if a pixel came out differently. It may import `pipeline.ground`
+and what every dataset has from `pipeline.datasets`, never `scenes`.
 """
