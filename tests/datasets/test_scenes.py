@@ -1,6 +1,8 @@
 import hashlib
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets import IGNORED
-from pipeline.datasets.scenes import Scenes, scene
+from pipeline.datasets.drawn.picture import scene
+from pipeline.datasets.scenes import Scenes
 from pipeline.ground.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +141,24 @@ def test_other_settings_take_other_files_and_more_images_keep_the_first(tmp_path
     few, many = make().sources(tmp_path), make(train_images=12).sources(tmp_path)
     assert set(few) < set(many)
     assert len({source.image.read_bytes() for source in many}) == 14
+
+
+def test_an_edit_of_any_file_of_the_code_takes_other_files(tmp_path: Path):
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+        from pathlib import Path
+        from pipeline.datasets import scenes
+        face = Path(scenes.__file__)
+        dataset = scenes.Scenes(Path("unused"), train_images=1, val_images=1, height=32, width=32, seed=0)
+        for path in (face, *face.with_name("drawn").rglob("*.py")):
+            print(dataset.sources(Path("files"))[0].image.parent, path)
+            path.write_text(path.read_text() + "#")
+        print(dataset.sources(Path("files"))[0].image.parent)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert all(line.split()[1].startswith(str(tmp_path)) for line in lines[:-1])
+    assert len({line.split()[0] for line in lines}) == len(lines) > 5
 
 
 def test_many_files_are_drawn_by_several_processes(tmp_path: Path):
