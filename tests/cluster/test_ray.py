@@ -24,7 +24,7 @@ from makers.ranks import free_port
 from pipeline.ground import files
 from pipeline.ground.errors import UserError
 from pipeline.ground.lifeline import alive, parent_of
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.runs.trainer import train
 from pipeline.settings import config as configs
 from pipeline.settings.profiles import Ray
@@ -187,7 +187,7 @@ def test_fewer_workers_go_on_with_the_same_images_where_a_node_is_lost(on_ray: P
     on_ray.profile["ray"] |= {"elastic": [1, 2]}
     config = on_ray.config("fcn")
     launch(train, replace(config, launch=replace(config.launch, backend="local", processes=1, ray=None)))
-    alone = losses(runs.finished_folder(config))
+    alone = losses(folders.finished_folder(config))
     shutil.rmtree("runs")
 
     def lose() -> None:
@@ -203,7 +203,7 @@ def test_fewer_workers_go_on_with_the_same_images_where_a_node_is_lost(on_ray: P
     assert Path("world-2").exists()
     assert Path("world-1").exists()
     assert "training from step 4" in log()
-    assert losses(runs.finished_folder(config)) == pytest.approx(alone, rel=1e-5)
+    assert losses(folders.finished_folder(config)) == pytest.approx(alone, rel=1e-5)
     assert not list(Path("runs", "ray").glob("*.????????"))
 
 
@@ -226,7 +226,7 @@ def suffer(config: Config, report: Report) -> None:
 
     train(config, deadly)
     if rank() == 0:
-        runs.collect(config, [config])
+        folders.collect(config, [config])
     of_rank_0(None)
     evaluate(configs.load(Path("params.yaml")).evaluations["fcn"], report)
     Path(f"tried-{rank()}-{time.time_ns()}").touch()

@@ -21,7 +21,7 @@ from makers.slurm_work import Work, break_on_rank_1, die_on_rank_1, lose_rank_1,
 from cluster import slurm, slurm_queue
 from cluster.slurm import Sent
 from pipeline.ground.errors import UserError
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.runs.trainer import train
 from pipeline.settings.profiles import Launch, Slurm
 from pipeline.training import checkpoint
@@ -243,7 +243,7 @@ def test_a_job_runs_the_code_that_was_submitted_though_its_stage_is_killed(proje
     head.write_text("raise RuntimeError('this is the edited code')\n")
     scontrol("release", job)
     until(lambda: slurm_queue.status(job).ended)
-    assert runs.is_finished(project.config("fcn"))  # whose fingerprint is of the code before the edit
+    assert folders.is_finished(project.config("fcn"))  # whose fingerprint is of the code before the edit
     assert len(list(project.folder.glob("runs/.code/*"))) == 1
 
 

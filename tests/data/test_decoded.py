@@ -19,13 +19,13 @@ import yaml
 from makers.stored import publish, put, put_pair, textured
 from PIL import Image
 
-from pipeline.data import decoded, prepared
+from pipeline.data import decoded, prepared, superpixel_maps
 from pipeline.data.prepared import Pair, Prepared
 from pipeline.ground import files, store
 from pipeline.ground.errors import UserError
 from pipeline.settings.profiles import load_profile
 from pipeline.settings.schema import Config, Jitter
-from pipeline.superpixels import sets as superpixels
+from pipeline.superpixels import sets
 from pipeline.training.batches import Batch, Fault
 from tests.training.test_batches import SLIC, batches, config, fault, same
 
@@ -60,7 +60,7 @@ def images(workspace: Path) -> Prepared:
         shape = 25 + 11 * seed, 61 - 7 * seed
         labels = np.random.default_rng(seed).integers(0, 3, shape).astype(np.uint8)
         pairs.append((put_jpeg if seed % 3 == 2 else put_pair)(f"image-{seed}", textured(seed, *shape), labels))
-    superpixels.publish("slic", SLIC, pairs)
+    sets.publish("slic", SLIC, pairs)
     return publish(pairs)
 
 
@@ -103,7 +103,7 @@ def test_what_is_there_is_not_decoded_again(images: Prepared):
 
 
 def test_pixels_are_the_files(images: Prepared):
-    maps = superpixels.read_set("slic")
+    maps = superpixel_maps.read_set("slic")
     for pair in images.splits["train"]:
         for _ in ("written", "read"):
             assert np.array_equal(decoded.image(pair).transpose(1, 2, 0), np.asarray(prepared.open_image(pair)))
@@ -127,7 +127,7 @@ def test_a_file_of_another_size_is_made_again(images: Prepared, kind: str, damag
 def test_other_superpixels_are_other_arrays(images: Prepared):
     list(batches(kept(), images))
     other = dataclasses.replace(SLIC, segments=40)
-    superpixels.publish("slic", other, images.splits["train"])
+    sets.publish("slic", other, images.splits["train"])
     expected = list(batches(config(superpixel_set=other), images))
     assert all(same(one, two) for one, two in zip(batches(kept(superpixel_set=other), images), expected, strict=True))
     assert len(arrays()) == 24
@@ -178,7 +178,7 @@ def test_a_disk_that_takes_no_more_is_one_line(images: Prepared, monkeypatch: py
 
 
 def test_too_small_a_disk_is_refused_before_the_first_step(images: Prepared, monkeypatch: pytest.MonkeyPatch):
-    maps = superpixels.read_set("slic")
+    maps = superpixel_maps.read_set("slic")
     need = sum(6 * pair.height * pair.width for pair in images.splits["train"])
     free = need - 1
     monkeypatch.setattr(decoded.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))

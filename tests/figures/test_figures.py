@@ -26,12 +26,13 @@ from models.heads.decoupled import BodyEdge
 from models.parts.layers import Output, superpixel_mean
 from models.segmenter import build
 from pipeline.data import prepared
-from pipeline.figures import NAMES, caa, canvas, car, choose, conv_crf, crf_rnn, decoupled, ecrf, ksac, material, panels
+from pipeline.figures import caa, canvas, car, choose, conv_crf, crf_rnn, decoupled, ecrf, ksac, material, panels
 from pipeline.figures.material import Run, Seen, Shot, load_run, load_shot, look
 from pipeline.figures.table import FIGURES
 from pipeline.ground import files
 from pipeline.ground.errors import UserError
 from pipeline.settings import config
+from pipeline.settings.schema import FIGURES as FIGURE_NAMES
 from pipeline.training.checkpoint import weights_payload
 
 PLAIN: dict[str, Any] = {"crf": {"name": "unary"}, "loss": {"name": "cross_entropy"}, "superpixels": "none"}
@@ -419,7 +420,7 @@ def test_all_figures_are_made_listed_and_made_alike_again(there: Project, capsys
     folder = there.folder / "figures"
     index = (folder / "index.md").read_text()
     pngs = sorted(folder.glob("*.png"))
-    assert {name for name in NAMES if any(png.name.startswith(f"{name}-") for png in pngs)} == set(NAMES)
+    assert {name for name in FIGURE_NAMES if any(png.name.startswith(f"{name}-") for png in pngs)} == set(FIGURE_NAMES)
     for png in pngs:
         with Image.open(png) as image:
             image.load()
@@ -604,7 +605,7 @@ def test_the_baseline_is_the_run_most_alike(at: Path) -> None:
 
 
 def test_names_are_the_tables_and_reading_settings_needs_neither_torch_nor_matplotlib() -> None:
-    assert tuple(FIGURES) == NAMES
+    assert tuple(FIGURES) == FIGURE_NAMES
     assert all((figure.of_image is None) != (figure.of_sample is None) for figure in FIGURES.values())
     code = "import sys, pipeline.settings.config; print([name for name in ('torch', 'matplotlib') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True).stdout == "[]\n"

@@ -27,7 +27,7 @@ from pipeline.release.graph import Check
 from pipeline.release.predictor import Predictor
 from pipeline.release.served import Served
 from pipeline.settings import config
-from pipeline.tracking import copy as tracking
+from pipeline.tracking import copy
 from pipeline.tracking.attempt import Attempt
 from pipeline.training.checkpoint import read_weights
 from tests.models.test_portable import smooth
@@ -296,7 +296,7 @@ def test_registered_once_and_served_from_the_registry(
     """By stages.predict, and by MLflow in a process without this project's code on its path."""
     attempt = Attempt(experiment="scenes", name="ecrf", seed=0, fingerprint=read_weights(Path("runs/ecrf/weights/seed-0.pt")).fingerprint)
     with registry.client_for("not begun") as client:  # a training of long ago
-        trained = tracking.begin(client, replace(attempt, started=1e9))
+        trained = copy.begin(client, replace(attempt, started=1e9))
         client.set_terminated(trained.info.run_id, "FINISHED", int(1e12) + 5)
     for words in ("models:/streets/1 at sqlite", "models:/streets/1 is this run already"):
         assert run("--run", "ecrf", "--out", tmp_path / "out", "--format", "safetensors", "--register", "streets") == 0

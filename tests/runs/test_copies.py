@@ -17,8 +17,7 @@ from cluster import launch
 from pipeline.ground import stopping
 from pipeline.ground.errors import UserError
 from pipeline.ground.stopping import StoppedError
-from pipeline.runs import copies
-from pipeline.runs import folders as runs
+from pipeline.runs import copies, folders
 from pipeline.runs.copies import Copies
 from pipeline.runs.trainer import train
 from pipeline.settings.profiles import Launch, Ray
@@ -203,13 +202,13 @@ def test_a_training_goes_on_where_its_disk_is_lost(project: Project, tmp_path: P
     shutil.rmtree("runs")
     launch(train, config)
     assert "training from step 6 to 12" in Path("runs/fcn/seed-0/log.txt").read_text()
-    resumed = (runs.finished_folder(config) / "seed-0.pt").read_bytes()
+    resumed = (folders.finished_folder(config) / "seed-0.pt").read_bytes()
     shutil.rmtree("runs")
     shutil.rmtree(tmp_path / "away")
     launch(train, config)
     assert "training from step 0 to 12" in Path("runs/fcn/seed-0/log.txt").read_text()
-    assert (runs.finished_folder(config) / "seed-0.pt").read_bytes() == resumed
-    assert len(torch.load(runs.finished_folder(config) / "seed-0.pt", weights_only=True)["weights"]) > 0
+    assert (folders.finished_folder(config) / "seed-0.pt").read_bytes() == resumed
+    assert len(torch.load(folders.finished_folder(config) / "seed-0.pt", weights_only=True)["weights"]) > 0
 
 
 def stop_at_six(config: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from makers.project import Project
 from makers.trainings import WAIT, wait_for
 
-from pipeline.runs import folders as runs
+from pipeline.runs import folders
 from pipeline.training import checkpoint
 
 
@@ -42,7 +42,7 @@ def test_a_non_finite_loss_stops_before_the_step_and_keeps_the_checkpoint(
     assert "cross_entropy = " in error
     assert re.search(r"for the images train-\d+", error)
     assert "Traceback" not in said
-    found = checkpoint.latest(runs.checkpoint_folder(project.config("fcn")))
+    found = checkpoint.latest(folders.checkpoint_folder(project.config("fcn")))
     assert found is not None
     assert not (project.folder / "runs/fcn/weights").exists()
 

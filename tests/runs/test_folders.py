@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.runs import fingerprint
-from pipeline.runs import folders as runs
+from pipeline.runs import fingerprint, folders
 from pipeline.settings import config as configs
 from pipeline.settings.schema import Config, Inputs
 
@@ -24,8 +23,8 @@ def stamped(code: str) -> Config:
 
 
 def finish(config: Config, what: str) -> Path:
-    folder = runs.finished_folder(config)
-    runs.write_settings(folder, config)
+    folder = folders.finished_folder(config)
+    folders.write_settings(folder, config)
     torch.save({"weights": what}, folder / "seed-0.pt")
     (folder / "seed-0.json").write_text(json.dumps({"what": what}))
     (folder / "seed-0.csv").write_text("step\n")
@@ -42,23 +41,23 @@ def aged(folder: Path, seconds: int) -> None:
 def test_a_damaged_one_is_not_finished(workspace: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None) -> None:
     config = stamped("a")
     folder = finish(config, "a")
-    assert runs.is_finished(config)
+    assert folders.is_finished(config)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
-    assert not runs.is_finished(config)
-    runs.adopt_or_warn(config)
+    assert not folders.is_finished(config)
+    folders.adopt_or_warn(config)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "seed-0.pt or a file beside it is missing or damaged" in said
     finish(config, "again")
-    assert runs.is_finished(config)
+    assert folders.is_finished(config)
 
 
 def test_a_truncated_one_is_not_finished(workspace: Path) -> None:
     path = finish(stamped("a"), "a") / "seed-0.pt"
     path.write_bytes(path.read_bytes()[:-40])
-    assert not runs.is_finished(stamped("a"))
+    assert not folders.is_finished(stamped("a"))
 
 
 def test_an_attempt_without_files_hides_none_that_has_them(
@@ -66,37 +65,37 @@ def test_an_attempt_without_files_hides_none_that_has_them(
 ) -> None:
     monkeypatch.setenv("RESUME_ACROSS_CODE", "1")
     now, usable, damaged, empty = stamped("now"), stamped("usable"), stamped("damaged"), stamped("empty")
-    steps = runs.checkpoint_folder(usable)
-    runs.write_settings(steps.parent, usable)
+    steps = folders.checkpoint_folder(usable)
+    folders.write_settings(steps.parent, usable)
     steps.mkdir()
     torch.save({"step": 4}, steps / "step-4.pt")
     (steps / "step-8.pt").write_bytes(b"half")
     (finish(damaged, "damaged") / "seed-0.pt").write_bytes(b"half")
-    runs.write_settings(runs.checkpoint_folder(empty).parent, empty)
-    for age, folder in enumerate((runs.checkpoint_folder(empty).parent, runs.finished_folder(damaged), steps.parent)):
+    folders.write_settings(folders.checkpoint_folder(empty).parent, empty)
+    for age, folder in enumerate((folders.checkpoint_folder(empty).parent, folders.finished_folder(damaged), steps.parent)):
         aged(folder, 1_000_000 - age)
-    runs.checkpoint_folder(now).mkdir(parents=True)  # emptied by hand
-    runs.adopt_or_warn(now)
+    folders.checkpoint_folder(now).mkdir(parents=True)  # emptied by hand
+    folders.adopt_or_warn(now)
     assert f"takes over {steps.parent}" in capsys.readouterr().err
-    assert [path.name for path in runs.checkpoint_folder(now).iterdir()] == ["step-4.pt"]
-    record = json.loads((runs.checkpoint_folder(now).parent / "settings.json").read_text())
+    assert [path.name for path in folders.checkpoint_folder(now).iterdir()] == ["step-4.pt"]
+    record = json.loads((folders.checkpoint_folder(now).parent / "settings.json").read_text())
     assert record["adopted"]["fingerprint"] == fingerprint.fingerprint(usable)
 
 
 def test_with_nothing_to_take_over_it_starts_afresh(workspace: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RESUME_ACROSS_CODE", "1")
     empty, now = stamped("empty"), stamped("now")
-    runs.write_settings(runs.checkpoint_folder(empty).parent, empty)
-    runs.adopt_or_warn(now)
+    folders.write_settings(folders.checkpoint_folder(empty).parent, empty)
+    folders.adopt_or_warn(now)
     assert "starts afresh" in capsys.readouterr().err
-    assert not runs.finished_folder(now).exists()
-    assert not runs.checkpoint_folder(now).exists()
+    assert not folders.finished_folder(now).exists()
+    assert not folders.checkpoint_folder(now).exists()
 
 
 def test_two_that_collect_at_once_both_end_well(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = stamped("a")
     finished = finish(config, "a")
-    real, meet = runs.copy, threading.Barrier(2)
+    real, meet = folders.copy, threading.Barrier(2)
     faults: list[BaseException] = []
 
     def meeting(source: Path, goal: Path) -> None:
@@ -109,11 +108,11 @@ def test_two_that_collect_at_once_both_end_well(workspace: Path, monkeypatch: py
 
     def collect() -> None:
         try:
-            runs.collect(config, [config])
+            folders.collect(config, [config])
         except BaseException as error:
             faults.append(error)
 
-    monkeypatch.setattr(runs, "copy", meeting)
+    monkeypatch.setattr(folders, "copy", meeting)
     threads = [threading.Thread(target=collect) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -13,8 +13,7 @@ from makers.trainings import WAIT, checkpoints, fresh, record, wait_for, weights
 from cluster import launch
 from pipeline.ground import stopping
 from pipeline.ground.errors import UserError
-from pipeline.runs import folders as runs
-from pipeline.runs import trainer
+from pipeline.runs import folders, trainer
 from pipeline.settings.schema import Config
 from pipeline.training import checkpoint
 from pipeline.training.distributed import rank, world
@@ -114,7 +113,7 @@ def alive(pid: int) -> bool:
 def test_a_truncated_checkpoint_is_passed_over(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
     assert project.stage("train", "fcn") == 0
     expected = weights(project, "fcn")
-    folder = runs.checkpoint_folder(project.config("fcn"))
+    folder = folders.checkpoint_folder(project.config("fcn"))
     assert checkpoint.steps(folder) == [4, 8]
     for path in project.folder.glob("runs/fcn/finished/*/seed-0.*"):
         path.unlink()

@@ -6,8 +6,7 @@ import pytest
 from makers.project import Project
 
 from pipeline.ground.errors import UserError
-from pipeline.runs import folders as runs
-from pipeline.runs import trainer
+from pipeline.runs import folders, trainer
 from pipeline.training import checkpoint
 
 
@@ -63,7 +62,7 @@ def test_data_that_changed_since_the_start_is_refused(project: Project, capfd: p
     manifest.write_text(manifest.read_text() + " ")
     with pytest.raises(UserError, match="has changed since this was started"):
         trainer.train(config)
-    assert not runs.is_finished(config)
+    assert not folders.is_finished(config)
 
 
 def test_data_of_another_dataset_is_refused(project: Project, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,7 @@ import torch
 from makers.project import Project
 from makers.trainings import record, weights
 
-from pipeline.runs import fingerprint
-from pipeline.runs import folders as runs
+from pipeline.runs import fingerprint, folders
 from pipeline.training import checkpoint
 
 
@@ -69,7 +68,7 @@ def test_edited_code_is_not_passed_off_as_trained(
     monkeypatch.setattr(fingerprint, "tree_hash", lambda path: "edited" if path.name == "fcn.py" else real(path))
     config = project.config("fcn")
     assert fingerprint.fingerprint(config) != before
-    assert not runs.is_finished(config)
+    assert not folders.is_finished(config)
 
     monkeypatch.setenv("RESUME_ACROSS_CODE", "1")
     capfd.readouterr()
@@ -77,7 +76,7 @@ def test_edited_code_is_not_passed_off_as_trained(
     said = capfd.readouterr()
     assert "takes over" in said.err
     assert "code.models/heads/fcn.py changed" in said.err
-    recorded = json.loads((runs.finished_folder(config) / "settings.json").read_text())
+    recorded = json.loads((folders.finished_folder(config) / "settings.json").read_text())
     assert recorded["settings"]["inputs"]["code"]["models/heads/fcn.py"] == "edited"
     assert recorded["adopted"]["fingerprint"] == before
 

@@ -20,21 +20,19 @@ from PIL import Image
 
 from models.heads.deeplab import DeepLab
 from pipeline.data import prepared
-from pipeline.evaluation import evaluate as evaluation
+from pipeline.evaluation import evaluate
 from pipeline.ground import files
 from pipeline.ground.errors import UserError
-from pipeline.runs import fingerprint
-from pipeline.runs import folders as runs
-from pipeline.search import pictures as search_pictures
+from pipeline.runs import fingerprint, folders
+from pipeline.search import pictures, suggestions, trial, trials
 from pipeline.search import space as search
-from pipeline.search import suggestions, trial, trials
 from pipeline.search.space import Range, Search
 from pipeline.search.trial import Trial
 from pipeline.search.trials import Outcome
 from pipeline.settings import config as configs
 from pipeline.settings.profiles import Launch, Ray, Slurm
 from pipeline.settings.schema import SuperpixelSet
-from pipeline.superpixels import sets as superpixels
+from pipeline.superpixels import sets
 from stages.check import check
 
 SPACE: dict[str, Any] = {"superpixels.slic.segments": {"low": 10, "high": 60, "whole": True}}
@@ -161,7 +159,7 @@ def test_a_trial_in_turns_gives_the_weights_of_one_training_and_goes_on_after_a_
     assert record(first)["scores"] == {"4": score}
 
     def kill(work: Callable[[Any], None], config: Any) -> None:
-        if work is evaluation.evaluate:
+        if work is evaluate.evaluate:
             raise KeyboardInterrupt
         work(config)
 
@@ -178,7 +176,7 @@ def test_a_trial_in_turns_gives_the_weights_of_one_training_and_goes_on_after_a_
     with straight.opened() as (config, score_of):
         assert config.superpixel_set is not None
         assert (config.superpixel_set.segments, score_of.split) == (12, trial.HELD_OUT)
-        assert runs.is_finished(config)
+        assert folders.is_finished(config)
     assert Path.cwd() == project.folder
     assert not (project.folder / "runs").exists()
 
@@ -344,19 +342,19 @@ def test_the_importance_is_that_of_the_parameter_that_counts(tmp_path: Path) -> 
     space = {"train.lr": Range(low=0.01, high=1.0, log=True), "superpixels.slic.segments": Range(low=10, high=90, whole=True)}
     wide = Search(run="ecrf", space=space, algorithm="random", trials=30)
     made = known(wide, 30, lambda values: None if values["superpixels.slic.segments"] > 80 else values["superpixels.slic.segments"] / 100)
-    steps, shares = search_pictures.shares_of(wide, made)
+    steps, shares = pictures.shares_of(wide, made)
     assert steps == 10
     assert shares["superpixels.slic.segments"] > 0.9
     assert abs(sum(shares.values()) - 1) < 1e-6
-    assert search_pictures.shares_of(wide, made[:2]) == (10, {})
-    drawn = search_pictures.draw(wide, made, tmp_path)
+    assert pictures.shares_of(wide, made[:2]) == (10, {})
+    drawn = pictures.draw(wide, made, tmp_path)
     assert [path.name for path in drawn] == ["parallel.png", "importance.png", "miou-train.lr.png", "miou-superpixels.slic.segments.png"]
     for path in drawn:
         with Image.open(path) as image:
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 10
         assert path.with_name(f"{path.stem}.svg").read_text().rstrip().endswith("</svg>")
     only_failed = [outcome(0, "failed"), outcome(1, "failed")]
-    search_pictures.draw(replace(wide, space={"train.lr": Range(low=0, high=2)}), only_failed, tmp_path / "failed")
+    pictures.draw(replace(wide, space={"train.lr": Range(low=0, high=2)}), only_failed, tmp_path / "failed")
 
 
 def test_mlflow_gets_a_search_once_with_a_run_for_each_trial_in_it(workspace: Path) -> None:
@@ -424,17 +422,17 @@ def test_what_a_trial_gets(project: Project, monkeypatch: pytest.MonkeyPatch) ->
 def make_set(folder: Path, barrier: Any, count: Any) -> None:
     """A process that makes a set of superpixels with others, and counts what it computes itself."""
     os.chdir(folder)
-    pairs, original = prepared.read().splits["train"], superpixels.label_map
+    pairs, original = prepared.read().splits["train"], sets.label_map
 
     def counted(*arguments: Any) -> Any:
         with count.get_lock():
             count.value += 1
         return original(*arguments)
 
-    superpixels.label_map = counted
+    sets.label_map = counted
     barrier.wait()
     for pair in pairs:
-        superpixels.ensure(pair, SuperpixelSet(algorithm="slic", segments=9))
+        sets.ensure(pair, SuperpixelSet(algorithm="slic", segments=9))
 
 
 def test_trials_at_the_same_time_compute_a_set_once(project: Project) -> None:

@@ -19,10 +19,11 @@ from PIL import Image
 from scipy import ndimage
 from scipy.io import loadmat
 
+from pipeline.data import superpixel_maps
 from pipeline.ground import store
 from pipeline.ground.errors import UserError
 from pipeline.settings.schema import SuperpixelSet
-from pipeline.superpixels import sets as superpixels
+from pipeline.superpixels import sets, slic
 
 ROOT = Path(__file__).parents[2]
 SLIC = SuperpixelSet(algorithm="slic", segments=30)
@@ -64,7 +65,7 @@ def maps_in_store() -> dict[str, int]:
 
 @pytest.mark.parametrize("settings", [SLIC, SLICO])
 def test_labels_count_from_zero_and_every_superpixel_is_connected(settings):
-    labels = superpixels.label_map(textured(0, 60, 80), settings)
+    labels = slic.label_map(textured(0, 60, 80), settings)
     assert labels.dtype == np.int32
     assert labels.shape == (60, 80)
     assert set(np.unique(labels)) == set(range(labels.max() + 1))
@@ -74,16 +75,16 @@ def test_labels_count_from_zero_and_every_superpixel_is_connected(settings):
 
 def test_every_setting_has_an_effect():
     image = textured(1, 60, 80)
-    base = superpixels.label_map(image, SLIC)
+    base = slic.label_map(image, SLIC)
     for change in ({"algorithm": "slico"}, {"segments": 60}, {"compactness": 0.1}, {"sigma": 3.0}):
-        assert not np.array_equal(base, superpixels.label_map(image, dataclasses.replace(SLIC, **change)))
+        assert not np.array_equal(base, slic.label_map(image, dataclasses.replace(SLIC, **change)))
 
 
 @pytest.mark.parametrize("settings", [SLIC, SLICO])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (5, 4)])
 def test_tiny_and_grey_images_work(settings, shape):
     for image in (np.full((*shape, 3), 128, np.uint8), textured(2, *shape)):
-        labels = superpixels.label_map(image, settings)
+        labels = slic.label_map(image, settings)
         assert labels.shape == shape
         assert labels.min() == 0
 
@@ -91,31 +92,31 @@ def test_tiny_and_grey_images_work(settings, shape):
 def test_more_labels_than_16_bits_hold_are_refused(monkeypatch):
     monkeypatch.setattr("skimage.segmentation.slic", lambda *_, **__: np.arange(300 * 300).reshape(300, 300))
     with pytest.raises(UserError, match="90000 superpixels are more than the 65535"):
-        superpixels.label_map(np.zeros((300, 300, 3), np.uint8), SLIC)
+        slic.label_map(np.zeros((300, 300, 3), np.uint8), SLIC)
 
 
 def test_key_depends_on_the_image_and_on_every_setting_and_on_nothing_else():
     changes = ({}, {"algorithm": "slico"}, {"segments": 31}, {"compactness": 9.0}, {"sigma": 1.0})
-    keys = [superpixels.key("00", dataclasses.replace(SLIC, **change)) for change in changes] + [superpixels.key("01", SLIC)]
+    keys = [sets.key("00", dataclasses.replace(SLIC, **change)) for change in changes] + [sets.key("01", SLIC)]
     assert len(set(keys)) == len(keys)
-    assert superpixels.key("00", dataclasses.replace(SLIC, compactness=10)) == superpixels.key("00", SLIC)
+    assert sets.key("00", dataclasses.replace(SLIC, compactness=10)) == sets.key("00", SLIC)
     assert keys[0] == hashlib.sha256(b'[1, "00", "slic", 30, 10.0, 0.0]').hexdigest()  # a change would orphan every stored map
 
 
 def test_another_version_of_the_algorithm_has_other_keys(monkeypatch):
-    key = superpixels.key("00", SLIC)
-    monkeypatch.setattr(superpixels, "VERSION", superpixels.VERSION + 1)
-    assert superpixels.key("00", SLIC) != key
+    key = sets.key("00", SLIC)
+    monkeypatch.setattr(sets, "VERSION", sets.VERSION + 1)
+    assert sets.key("00", SLIC) != key
 
 
 def test_the_published_maps_are_the_images_labels(workspace):
     pairs = [put_pair(f"image-{seed}", textured(seed, 24, 32)) for seed in range(3)]
-    made, computed = superpixels.publish("slic", SLIC, [*pairs, pairs[0]])
+    made, computed = sets.publish("slic", SLIC, [*pairs, pairs[0]])
     assert computed == 3
-    assert superpixels.read_set("slic") == made
+    assert superpixel_maps.read_set("slic") == made
     for seed, pair in enumerate(pairs):
-        expected = superpixels.label_map(textured(seed, 24, 32), SLIC)
-        opened = superpixels.open_map(made.maps[pair.image].file, pair)
+        expected = slic.label_map(textured(seed, 24, 32), SLIC)
+        opened = superpixel_maps.open_map(made.maps[pair.image].file, pair)
         assert opened.dtype == np.int32
         assert np.array_equal(opened, expected)
         path = store.path("superpixels", made.maps[pair.image].file)
@@ -125,20 +126,20 @@ def test_the_published_maps_are_the_images_labels(workspace):
 
 def test_manifest_holds_no_name_and_equal_sets_have_equal_bytes(workspace):
     pairs = [put_pair(f"image-{seed}", textured(seed, 24, 32)) for seed in range(3)]
-    superpixels.publish("one", SLIC, pairs)
-    _, computed = superpixels.publish("two", SLIC, pairs[::-1])
+    sets.publish("one", SLIC, pairs)
+    _, computed = sets.publish("two", SLIC, pairs[::-1])
     assert computed == 0
     one, two = (store.manifest_of(name).read_bytes() for name in ("one", "two"))
     assert one == two
     assert str(workspace).encode() not in one
-    superpixels.publish("none", None, [])
+    sets.publish("none", None, [])
     assert json.loads(store.manifest_of("none").read_text()) == {"settings": None, "maps": {}}
-    assert superpixels.read_set("none").settings is None
+    assert superpixel_maps.read_set("none").settings is None
 
 
 def test_labels_beyond_8_bits_survive(workspace):
     pair = put_pair("large", textured(0, 64, 64))
-    made, _ = superpixels.publish("slic", SuperpixelSet(algorithm="slico", segments=2000), [pair])
+    made, _ = sets.publish("slic", SuperpixelSet(algorithm="slico", segments=2000), [pair])
     assert made.maps[pair.image].segments > 300
     assert len(np.unique(made.open(pair))) == made.maps[pair.image].segments
 
@@ -146,7 +147,7 @@ def test_labels_beyond_8_bits_survive(workspace):
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other size", "8 bits", "holes"])
 def test_a_damaged_map_is_named_and_computed_again(workspace, damage):
     pair = put_pair("hurt", textured(0, 24, 32))
-    made, _ = superpixels.publish("slic", SLIC, [pair])
+    made, _ = sets.publish("slic", SLIC, [pair])
     path = store.path("superpixels", made.maps[pair.image].file)
     good = path.read_bytes()
     arrays = {
@@ -161,7 +162,7 @@ def test_a_damaged_map_is_named_and_computed_again(workspace, damage):
     if damage != "holes":  # the reader of one map does not count its labels
         with pytest.raises(UserError, match=r"hurt.*run `uv run python -m stages.superpixels slic"):
             made.open(pair)
-    again, computed = superpixels.publish("slic", SLIC, [pair])
+    again, computed = sets.publish("slic", SLIC, [pair])
     assert (again, computed) == (made, 1)
     assert path.read_bytes() == good
 
@@ -169,12 +170,12 @@ def test_a_damaged_map_is_named_and_computed_again(workspace, damage):
 def test_what_is_missing_is_named_with_the_way_out(workspace):
     pair, other = put_pair("there", textured(0, 24, 32)), put_pair("absent", textured(1, 24, 32))
     with pytest.raises(UserError, match=r"data/superpixels/slic.json does not exist.*`uv run python -m stages.superpixels slic"):
-        superpixels.read_set("slic")
-    made, _ = superpixels.publish("slic", SLIC, [pair])
+        superpixel_maps.read_set("slic")
+    made, _ = sets.publish("slic", SLIC, [pair])
     with pytest.raises(UserError, match=r"slic.json has no map of absent"):
         made.open(other)
     with pytest.raises(UserError, match=r"other settings than superpixels.slic"):
-        superpixels.read_complete("slic", SLICO, [pair])
+        superpixel_maps.read_complete("slic", SLICO, [pair])
     path = store.path("superpixels", made.maps[pair.image].file)
     path.unlink()
     with pytest.raises(UserError, match=rf"{path} is missing from the store: `uv run python -m stages.superpixels slic"):
@@ -182,7 +183,7 @@ def test_what_is_missing_is_named_with_the_way_out(workspace):
     for content in ("[]", "{}", '{"settings": null, "maps": {"a": {}}}', "{"):
         store.manifest_of("slic").write_text(content)
         with pytest.raises(UserError, match=r"slic.json is damaged"):
-            superpixels.read_set("slic")
+            superpixel_maps.read_set("slic")
 
 
 def test_the_stage_computes_only_what_is_missing(workspace):
@@ -208,7 +209,7 @@ def test_the_stage_of_the_empty_set_needs_no_image(workspace):
     set_params(workspace)
     status, output, errors = ended(stage(workspace, "none"))
     assert status == 0, output + errors
-    assert superpixels.read_set("none").maps == {}
+    assert superpixel_maps.read_set("none").maps == {}
 
 
 def children(process: int) -> list[int]:
@@ -252,8 +253,8 @@ def test_a_killed_stage_takes_its_workers_with_it_and_goes_on_where_it_was(works
     assert f"{count - len(before)} maps computed, {len(before)} found" in output
     assert before.items() <= maps_in_store().items()
     for seed in (0, count - 1):
-        opened = superpixels.read_set("slic").open(pairs[seed])
-        assert np.array_equal(opened, superpixels.label_map(textured(seed, 192, 256), SLIC))
+        opened = superpixel_maps.read_set("slic").open(pairs[seed])
+        assert np.array_equal(opened, slic.label_map(textured(seed, 192, 256), SLIC))
 
 
 def test_two_stages_at_once_end_well_and_share_the_work(workspace):
@@ -288,7 +289,7 @@ def test_superpixels_follow_boundaries_that_people_drew(shared):
             drawn = next(other for other in archive.namelist() if other.endswith(f"{Path(name).stem}.mat"))
             truth = loadmat(io.BytesIO(archive.read(drawn)))["groundTruth"][0, 0]["Segmentation"][0, 0]
             for algorithm in ("slic", "slico"):
-                labels = superpixels.label_map(image, SuperpixelSet(algorithm=algorithm, segments=300))
+                labels = slic.label_map(image, SuperpixelSet(algorithm=algorithm, segments=300))
                 side = int((image.shape[0] * image.shape[1] / (labels.max() + 1)) ** 0.5)
                 grid = (np.arange(image.shape[0]) // side)[:, None] * 1000 + (np.arange(image.shape[1]) // side)[None]
                 scores.append((recall(labels, truth), recall(grid, truth)))

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.tracking import attempt, mirror
-from pipeline.tracking import process as mirror_process
+from pipeline.tracking import attempt, mirror, process
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"name": "fcn", "head": {"name": "fcn", "rates": [1, 2]}, "launch": {"processes": 1}, "train": {"lr": 0.1, "seeds": [0]}}
@@ -71,14 +70,14 @@ def steps_in_store() -> int:
 PASSES = """
 import json
 from pathlib import Path
-from pipeline.tracking import mirror, process as mirror_process
+from pipeline.tracking import mirror, process
 settings, record, resumed, order = json.load(open("passes.json"))
 for content in ("", "", resumed):
     path = Path(record)
     path.write_text(content or path.read_text())
     mirror.mirror("scenes", "fcn", 0, "abc", settings, path)
-mirror_process.send_evaluation(order)
-mirror_process.send_evaluation(order)
+process.send_evaluation(order)
+process.send_evaluation(order)
 """
 
 
@@ -117,7 +116,7 @@ def test_each_seeds_run_gets_its_own_numbers_and_the_first_the_pictures(workspac
         def send_results(self, evaluation: str, values: dict, pictures: list[Path]) -> None:
             sent.append((self.seed, evaluation, values, [path.name for path in pictures]))
 
-    monkeypatch.setattr(mirror_process, "Copy", Copy)
+    monkeypatch.setattr(process, "Copy", Copy)
     Path("results/pictures").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save("results/grid.png")
     seeds = [{"seed": 3, "miou": 0.3}, {"seed": 5, "miou": 0.5}]
@@ -129,7 +128,7 @@ def test_each_seeds_run_gets_its_own_numbers_and_the_first_the_pictures(workspac
         "cost": {"flops": 7, "train_seconds": 15, "per_seed": [{"seed": 3, "train_seconds": 10}, {"seed": 5, "train_seconds": 20}]},
     }
     order = {"experiment": "scenes", "fingerprints": {"3": "a", "5": "b"}, "pictures": "results/pictures"}
-    mirror_process.send_evaluation({**order, "results": {**results, "per_seed": seeds}})
+    process.send_evaluation({**order, "results": {**results, "per_seed": seeds}})
     assert sent == [
         (3, "fcn", {"miou": 0.3, "images": 2, "cost": {"flops": 7, "train_seconds": 10}}, ["grid.png"]),
         (5, "fcn", {"miou": 0.5, "images": 2, "cost": {"flops": 7, "train_seconds": 20}}, []),

@@ -15,12 +15,13 @@ import pytest
 import torch
 from makers.stored import publish, put, put_pair, textured
 
+from pipeline.data import superpixel_maps
 from pipeline.data.prepared import Prepared
 from pipeline.ground import store
 from pipeline.ground.errors import UserError
 from pipeline.settings.profiles import Launch
 from pipeline.settings.schema import Backbone, Config, Data, Finetune, Jitter, Part, SuperpixelSet, Train
-from pipeline.superpixels import sets as superpixels
+from pipeline.superpixels import sets
 from pipeline.training import batches as data
 from pipeline.training.batches import Batch, Fault
 
@@ -53,7 +54,7 @@ def images(workspace) -> Prepared:
         shape = 20 + 3 * seed, 40 - 2 * seed
         labels = np.random.default_rng(seed).integers(0, 3, shape).astype(np.uint8)
         pairs.append(put_pair(f"image-{seed}", textured(seed, *shape), labels))
-    superpixels.publish("slic", SLIC, pairs)
+    sets.publish("slic", SLIC, pairs)
     return publish(pairs)
 
 
@@ -190,7 +191,7 @@ def fault(config: Config, prepared: Prepared) -> str:
 ])  # fmt: skip
 def test_a_bad_sample_is_a_fault_that_names_step_and_image(images, kind, damage, words, workers):
     bad = images.splits["train"][3]
-    path = store.path(kind, {"images": bad.image, "labels": bad.label, "superpixels": superpixels.read_set("slic").file(bad)}[kind])
+    path = store.path(kind, {"images": bad.image, "labels": bad.label, "superpixels": superpixel_maps.read_set("slic").file(bad)}[kind])
     if damage == "missing":
         path.unlink()
     elif damage == "truncated":

@@ -20,11 +20,9 @@ from models.parts import layers
 from models.segmenter import build, build_loss
 from pipeline.data import prepared
 from pipeline.ground.errors import UserError
-from pipeline.runs import folders as runs
-from pipeline.runs import trainer
+from pipeline.runs import folders, trainer
 from pipeline.settings.schema import Config
-from pipeline.training import batches as data
-from pipeline.training import checkpoint, step
+from pipeline.training import batches, checkpoint, step
 from pipeline.training.batches import Batch
 from pipeline.training.step import Training
 from tests.models.test_sync import CLASSES, METHODS, batch, settings
@@ -169,7 +167,7 @@ def test_fp16_skips_what_overflows_records_it_and_resumes(project: Project, monk
     assert len({row["scale"] for row in rows}) > 3
     header = (project.folder / "runs/fcn/weights/seed-0.csv").read_text().splitlines()[0]
     assert header.endswith("lr,scale,skipped")
-    _, state = checkpoint.latest(runs.checkpoint_folder(project.config("fcn")))
+    _, state = checkpoint.latest(folders.checkpoint_folder(project.config("fcn")))
     assert (state["scaler"]["scale"], state["skipped"]) == (rows[26]["scale"], rows[26]["skipped"])
     forget(project, "fcn")
     assert project.stage("train", "fcn") == 0
@@ -182,7 +180,7 @@ def begun(project: Project) -> tuple[Training, Batch]:
     config = project.config("fcn")
     manifest = prepared.read()
     training = Training.start(config, manifest.classes, torch.device("cpu"))
-    found = next(data.train_batches(config, manifest, start=0, rank=0, world=1, mean=(0.5, 0.5, 0.5), pin=False))
+    found = next(batches.train_batches(config, manifest, start=0, rank=0, world=1, mean=(0.5, 0.5, 0.5), pin=False))
     assert isinstance(found, Batch)
     return training, found
 

@@ -17,8 +17,7 @@ from pipeline.ground.errors import UserError
 from pipeline.report.composition import origin
 from pipeline.settings.config import load
 from pipeline.settings.schema import Finetune
-from pipeline.training import batches as data
-from pipeline.training import checkpoint, optim
+from pipeline.training import batches, checkpoint, optim
 from pipeline.training.step import Training
 from stages.check import check
 
@@ -86,12 +85,12 @@ def test_a_parents_tensors_of_another_shape_are_named(child: Project, capfd: pyt
     assert "crf.classifier.bias" not in said
 
 
-def begin(project: Project, name: str) -> tuple[Training, data.Batch]:
+def begin(project: Project, name: str) -> tuple[Training, batches.Batch]:
     """A run before its first step, and its first batch."""
     config, manifest = project.config(name), prepared.read()
     mean, _ = backbone.normalization(config.backbone.name)
-    batch = next(data.train_batches(config, manifest, start=0, rank=0, world=1, mean=mean, pin=False))
-    assert isinstance(batch, data.Batch)
+    batch = next(batches.train_batches(config, manifest, start=0, rank=0, world=1, mean=mean, pin=False))
+    assert isinstance(batch, batches.Batch)
     return Training.start(config, manifest.classes, torch.device("cpu")), batch
 
 
