@@ -11,6 +11,8 @@ from PIL import Image
 
 from pipeline.datasets import IGNORED
 from pipeline.datasets.drawn.picture import scene
+from pipeline.datasets.drawn.plan import plan
+from pipeline.datasets.drawn.things import Litter, Person, Vehicle
 from pipeline.datasets.scenes import Scenes
 from pipeline.ground.errors import UserError
 
@@ -52,6 +54,25 @@ def test_any_size(height: int, width: int):
         assert labels_HW.shape == (height, width)
         assert image_HW3.dtype == labels_HW.dtype == np.uint8
         assert set(np.unique(labels_HW)) <= {*range(9), IGNORED}
+
+
+def test_the_plan_says_where_the_nearest_thing_is_seen():
+    """Through a pinhole, from its place and the street's numbers alone; at two sizes, for a plan knows of none."""
+    seen = 0
+    for index in range(60):
+        planned = plan(np.random.default_rng((0, index)))
+        street, (*_, thing) = planned.street, planned.things
+        assert [each.z for each in planned.things] == sorted((each.z for each in planned.things), reverse=True)
+        for height, width in ((128, 192), (240, 320)):
+            up, place = {Vehicle: (0.4, 5), Person: (1.3, 6), Litter: (0.3, IGNORED)}.get(type(thing), (None, None))
+            if up is None:
+                continue
+            row = int(height * (street.horizon + street.focal * (street.eye - up) / thing.z))
+            column = int(width / 2 + height * (street.centre + street.focal * (thing.x - street.lane) / thing.z))
+            if row < 0.85 * height and 0 <= column < width:  # above any bonnet
+                assert scene(0, index, height, width)[1][row, column] == place
+                seen += 1
+    assert seen > 20
 
 
 def test_every_class_occurs_often_enough(drawn):
