@@ -1,10 +1,9 @@
-"""Ray Train: the weights of local processes, workers and drivers that are killed, and what is refused at once."""
+"""Ray Train: the weights of local processes, workers and drivers that are killed, and clusters that are joined or started."""
 
 import csv
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 from makers.project import Project
-from makers.ranks import free_port
+from makers.ray_marks import BOUND, MARKS
 
 from pipeline.ground import files
 from pipeline.ground.errors import UserError
@@ -31,40 +30,13 @@ from pipeline.settings.profiles import Ray
 from pipeline.settings.schema import Config
 from pipeline.training.distributed import of_rank_0, rank, world
 
-WANTED = os.environ.get("REQUIRE_RAY") == "1"
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skipif(not WANTED, reason="it starts Ray, for minutes: REQUIRE_RAY=1 runs it"),
-    pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning"),
-]
+pytestmark = [*MARKS, pytest.mark.usefixtures("ray_environment", "bounded")]
 Report = Callable[[Mapping[str, float]], None]
-BOUND = 900  # seconds for one test, whatever hangs
 SIZES = {"num_cpus": 1, "object_store_memory": 80 << 20}  # of a node
-VARIABLES = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_prestart_worker_first_driver": "0",  # each would import Ray for nothing
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_health_check_initial_delay_ms": "0",  # a lost node is noticed in seconds
-    "RAY_health_check_period_ms": "1000",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",  # until then the lost node's place is hoped for
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """Ray reads variables, and sets some."""
-    before = dict(os.environ)
-    os.environ.update(VARIABLES)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
-def nodes(environment: None) -> Iterator[Any]:
+def nodes(ray_environment: None) -> Iterator[Any]:
     """A Ray cluster of two nodes with a CPU each, so that two workers never share one."""
     from ray import cloudpickle
     from ray.cluster_utils import Cluster
@@ -79,20 +51,6 @@ def nodes(environment: None) -> Iterator[Any]:
         if started is not None:
             started.shutdown()
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture(autouse=True)
-def bounded() -> Iterator[None]:
-    """No test waits for ever."""
-
-    def give_up(signum: int, frame: object) -> None:
-        raise TimeoutError(f"this test took more than {BOUND} seconds")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(BOUND)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -311,89 +269,3 @@ def raylets() -> list[int]:
     """The processes of this machine that are a Ray node, whoever's."""
     found = subprocess.run(["ps", "-eo", "pid=,comm="], capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in found.splitlines() if line.split()[1] == "raylet"]
-
-
-@pytest.fixture
-def away(project: Project) -> Project:
-    """A project whose profile is a cluster of its own."""
-    project.profile |= {"backend": "ray", "processes": 2, "threads": 1, "ray": {}}
-    project.write()
-    return project
-
-
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [
-        ("127.0.0.1:{port}", r"no Ray cluster answers at 127.0.0.1:\d+: .*refused"),
-        ("nowhere.invalid:6379", "no Ray cluster answers at nowhere.invalid:6379"),
-        ("ray://127.0.0.1:10001", "run the command on a node of the cluster"),
-        ("here", "ray.address must be auto or host:port"),
-    ],
-)
-def test_an_address_where_nobody_answers_is_one_line(away: Project, capsys: pytest.CaptureFixture[str], address: str, words: str) -> None:
-    away.profile["ray"] = {"address": address.format(port=free_port())}
-    assert away.stage("train", "fcn") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(words, line)
-
-
-@pytest.mark.parametrize("storage", ["params.yaml/here", "s4://bucket/runs", "file:///proc/here"])
-def test_a_storage_that_cannot_be_written_is_one_line(away: Project, capsys: pytest.CaptureFixture[str], storage: str) -> None:
-    away.profile["ray"] = {"storage": storage, "address": "127.0.0.1:9"}
-    assert away.stage("train", "fcn") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: cannot write ray.storage ")
-    assert storage in line
-
-
-def failed(failures: dict[int, Exception]) -> Any:
-    from ray.train.v2.api.exceptions import WorkerGroupError
-
-    return WorkerGroupError("the traceback", failures)
-
-
-def test_losses_alone_are_tried_again() -> None:
-    from ray.exceptions import ActorDiedError
-    from ray.train.v2._internal.execution.failure_handling import FailureDecision
-    from ray.train.v2.api.config import FailureConfig
-
-    from cluster.ray_policies import Losses, told
-
-    torn, bug = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), KeyError("x")
-    lost = failed({1: ActorDiedError(), 0: torn})
-    policy = Losses(FailureConfig(max_failures=1))
-    assert policy.make_decision(failed({1: ActorDiedError(), 0: bug})) is FailureDecision.RAISE
-    assert [policy.make_decision(lost) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
-    assert told(lost, Ray(failures=1)).startswith(
-        "rank 1 was lost (out of memory? a node that went away?) and 1 replacement(s) were lost too;"
-    )
-    assert told(failed({0: torn, 1: bug}), Ray()) == "rank 1 ended with KeyError; its traceback is above"
-    assert told(failed({0: bug, 1: UserError("mend it")}), Ray()) == "mend it"
-
-
-def test_numbers_of_workers_divide_the_batch(away: Project) -> None:
-    from ray.train.v2.api.config import ScalingConfig
-
-    from cluster.ray_policies import Divisors
-    from cluster.ray_train import world_sizes
-
-    away.profile["ray"] = {"elastic": [1, 4]}
-    config = away.config("fcn")
-    assert config.launch.ray is not None
-    sizes = world_sizes(config, config.launch.ray)
-    assert sizes == [1, 2, 4]
-    policy = Divisors(ScalingConfig(num_workers=(1, 4)))
-    policy.sizes = sizes
-    assert [policy._count_possible_workers({"node": {"CPU": room}}) for room in (0, 1, 2, 3, 4, 9)] == [0, 1, 2, 2, 4, 4]
-
-
-def test_another_release_of_ray_is_one_line(away: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A method that we replace has another name there: ours would never be called."""
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
-
-    for name in ("cluster.ray_policies", "cluster.ray_train"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr(ElasticScalingPolicy, "_count_possible_workers")
-    assert away.stage("train", "fcn") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"^error: Ray [\d.]+ is not the one that .*ElasticScalingPolicy has no _count_possible_workers", line)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from makers.project import Project
+from makers.ray_marks import MARKS
 
 from pipeline.search import space as search
 from pipeline.search.space import Search
@@ -21,13 +22,7 @@ from pipeline.search.trial import Trial, scores
 from pipeline.search.trials import Trials, place
 from pipeline.settings import config as configs
 
-WANTED = os.environ.get("REQUIRE_RAY") == "1"
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skipif(not WANTED, reason="it starts small Ray clusters, for minutes: REQUIRE_RAY=1 runs it"),
-    pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning"),
-]
+pytestmark = MARKS
 BOUND = 400  # seconds for one wait, whatever hangs
 AWAY = "http://127.0.0.1:9"  # where no MLflow server answers
 

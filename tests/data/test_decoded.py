@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from makers.batches import SLIC, batches, config, fault, same
 from makers.stored import publish, put, put_pair, textured
 from PIL import Image
 
@@ -27,7 +28,6 @@ from pipeline.settings.profiles import load_profile
 from pipeline.settings.schema import Config, Jitter
 from pipeline.superpixels import sets
 from pipeline.training.batches import Batch, Fault
-from tests.training.test_batches import SLIC, batches, config, fault, same
 
 ROOT = Path(__file__).parents[2]
 JITTER = Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2)

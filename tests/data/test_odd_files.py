@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from makers.batches import batches, config
 from makers.odd_files import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, claiming, overlapping_zip, png, tiff
 from makers.stored import textured
 from PIL import Image
@@ -27,7 +28,6 @@ from pipeline.download import extraction
 from pipeline.ground import store
 from pipeline.ground.errors import UserError
 from pipeline.preparation import pairs as preparation
-from tests.training.test_batches import batches, config
 
 SHAPE = HEIGHT, WIDTH = 11, 13
 IDS = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(SHAPE) % 3

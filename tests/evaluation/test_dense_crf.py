@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from makers.project import Project
+from makers.toy import PADDING, Toy, picture, plain_probabilities
+from makers.toy import evaluation as toy_evaluation
 from PIL import Image
 
 from models.filters import FILTERS
@@ -18,8 +20,6 @@ from pipeline.evaluation.inference import Network, predict
 from pipeline.ground.errors import UserError
 from pipeline.settings import config, schema
 from pipeline.settings.presets import PRESETS
-from tests.evaluation.test_inference import PADDING, Toy, picture, plain_probabilities
-from tests.evaluation.test_inference import evaluation as toy_evaluation
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "dense_crf_a.npz"  # made with pydensecrf 1.0rc3
 SOFT = {"iterations": 2, "smoothness": 0.3, "theta_gamma": 2.5, "appearance": 0.2, "theta_alpha": 4.0, "theta_beta": 40.0}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from makers.networks import CLASSES, batch, settings
 from makers.ranks import run_on_ranks
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from models.losses import LOSSES
 from models.parts.batch_norm import synchronise_batch_norm
 from models.parts.reductions import all_sum, world_size
 from models.segmenter import build, build_loss
-from tests.models.test_sync import CLASSES, batch, settings
 
 # Small sizes; a part without an entry is built as it is by default.
 HEAD_OPTIONS: dict[str, dict[str, Any]] = {

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from makers.networks import smooth
 from makers.project import Project
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from models.portable import FORMS, Portable
 from models.segmenter import build
@@ -51,11 +52,6 @@ def shaken(model: nn.Module) -> Any:
         if name.endswith("running_mean"):
             values += 0.1 * torch.randn_like(values)
     return model.eval()
-
-
-def smooth(batch: int, height: int, width: int) -> Tensor:
-    coarse = torch.rand(batch, 3, height // 8 + 1, width // 8 + 1)
-    return nn.functional.interpolate(coarse, (height, width), mode="bilinear")
 
 
 OTHERS = {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from makers.networks import settings
 from makers.project import Project
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -19,7 +20,6 @@ from models.heads.uper import UPer
 from models.parts.layers import PyramidPooling, region_means, region_means_by_products
 from models.segmenter import build
 from pipeline.runs import fingerprint
-from tests.models.test_sync import settings
 
 MIT = SimpleNamespace(name="mit_b0", output_stride=32, pretrained=False)
 WIDTHS = (32, 64, 160, 256)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from makers.networks import DEEPLAB, METHODS, UNARY, settings
 
 from models.backbones import backbone
 from models.crf import CRFS
 from models.heads import HEADS
 from models.losses import LOSSES
 from models.segmenter import build, build_loss, options
-from tests.models.test_sync import DEEPLAB, METHODS, UNARY, settings
 
 
 def part(name: str, **given: Any) -> SimpleNamespace:

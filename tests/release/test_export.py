@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from makers.networks import smooth
 from makers.project import Project
 from PIL import Image
 from torch import nn
@@ -30,15 +31,6 @@ from pipeline.settings import config
 from pipeline.tracking import copy
 from pipeline.tracking.attempt import Attempt
 from pipeline.training.checkpoint import read_weights
-from tests.models.test_portable import smooth
-
-
-@pytest.fixture
-def project(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The trained project as the current folder."""
-    monkeypatch.chdir(trained)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return trained
 
 
 @pytest.fixture

@@ -13,37 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from makers.batches import MEAN, SLIC, batches, config, fault, same
 from makers.stored import publish, put, put_pair, textured
 
 from pipeline.data import superpixel_maps
 from pipeline.data.prepared import Prepared
 from pipeline.ground import store
 from pipeline.ground.errors import UserError
-from pipeline.settings.profiles import Launch
-from pipeline.settings.schema import Backbone, Config, Data, Finetune, Jitter, Part, SuperpixelSet, Train
+from pipeline.settings.schema import Finetune
 from pipeline.superpixels import sets
 from pipeline.training import batches as data
 from pipeline.training.batches import Batch, Fault
 
 ROOT = Path(__file__).parents[2]
-SLIC = SuperpixelSet(algorithm="slic", segments=12)
-MEAN = (0.5, 0.25, 0.125)
-
-
-def config(**changes) -> Config:
-    """A run on crops of 16 x 24; `data`, `train` and `launch` change single keys of theirs."""
-    jitter = Jitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
-    sections = {
-        "data": Data(dataset="scenes", root=Path("x"), crop=(16, 24), scale=(0.5, 2.0), jitter=jitter),
-        "train": Train(iterations=9, batch_size=4, seeds=(0,), optimizer="sgd", lr=0.1, weight_decay=0.0),
-        "launch": Launch(name="local", backend="local", workers=0),
-    }
-    sections = {name: dataclasses.replace(section, **changes.pop(name, {})) for name, section in sections.items()}
-    base = Config(
-        name="run", seed=0, superpixels="slic", superpixel_set=SLIC, backbone=Backbone(name="x", output_stride=16), auxiliary=None,
-        head=Part(name="x"), crf=Part(name="x"), loss=Part(name="x"), **sections,
-    )  # fmt: skip
-    return dataclasses.replace(base, **changes)
 
 
 @pytest.fixture
@@ -56,14 +38,6 @@ def images(workspace) -> Prepared:
         pairs.append(put_pair(f"image-{seed}", textured(seed, *shape), labels))
     sets.publish("slic", SLIC, pairs)
     return publish(pairs)
-
-
-def batches(config: Config, prepared: Prepared, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch | Fault]:
-    return data.train_batches(config, prepared, start=start, rank=rank, world=world, mean=MEAN, pin=False)
-
-
-def same(one: Batch, other: Batch) -> bool:
-    return one.names == other.names and all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
 def joined(parts: list[Batch]) -> Batch:
@@ -171,11 +145,6 @@ def test_without_superpixels_or_jitter(images):
         view = batch.image[index, :, :height, :width]
         tops = range(original.shape[1] - height + 1)
         assert any(torch.equal(view, o) or torch.equal(view.flip(-1), o) for top in tops for o in [original[:, top : top + height, :width]])
-
-
-def fault(config: Config, prepared: Prepared) -> str:
-    """The message of the first Fault."""
-    return next(made.message for made in batches(config, prepared) if isinstance(made, Fault))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -297,14 +266,14 @@ def test_workers_end_when_the_iterator_is_dropped(images):
 def test_data_workers_end_with_their_parent_however_it_ends(images):
     code = (
         "import multiprocessing, time\n"
-        "from tests import test_data\n"
+        "from makers.batches import batches, config\n"
         "from pipeline.data import prepared\n"
-        "made = test_data.batches(test_data.config(launch={'workers': 2}, data={'jitter': None}), prepared.read())\n"
+        "made = batches(config(launch={'workers': 2}, data={'jitter': None}), prepared.read())\n"
         "next(made)\n"
         "print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
         "time.sleep(60)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
         workers = [int(number) for number in process.stdout.readline().split()]
         process.kill()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from makers.networks import CLASSES, METHODS, batch, settings
 from makers.project import Project
 from makers.ranks import run_on_ranks
 from torch import Tensor
@@ -25,7 +26,6 @@ from pipeline.settings.schema import Config
 from pipeline.training import batches, checkpoint, step
 from pipeline.training.batches import Batch
 from pipeline.training.step import Training
-from tests.models.test_sync import CLASSES, METHODS, batch, settings
 
 
 def weights(project: Project, name: str) -> bytes:
