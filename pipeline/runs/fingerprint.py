@@ -25,16 +25,8 @@ LIBRARIES = ("torch", "timm", "torchvision", "numpy", "pillow")
 # dvc.yaml lists the same files as the training stages' deps; a test holds the two equal.
 CODE = (
     "models/segmenter.py",
-    "models/backbones/backbone.py",
-    "models/backbones/weights.py",
-    "models/backbones/mit.py",
-    "models/parts/layers.py",
-    "models/parts/batch_norm.py",
-    "models/parts/gating.py",
-    "models/parts/attention.py",
-    "models/parts/decoder.py",
-    "models/parts/entropy.py",
-    "models/parts/reductions.py",
+    "models/backbones",
+    "models/parts",
     "models/filters",
     "models/kernels",
     "pipeline/runs/trainer.py",
