@@ -3,14 +3,11 @@
 A mistake in the last method stops the first. Networks are built on the meta device: no weights, no memory.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from pipeline.ground.errors import UserError
+from pipeline.settings.options import check_options
 from pipeline.settings.schema import Config, Params, Part
 from pipeline.settings.strict import suggestion
 
@@ -123,37 +120,6 @@ def check_position(config: Config, learned: list[int], stride: int, params: Para
             way = f"mode: slide, window: {list(crop)}, a stride and scales: [1.0]"
             why = f"{config.name} has learned its crf's position for {crop[0]} x {crop[1]} pixels: give it {way}"
             raise UserError(f"{params.path}: evaluations.{evaluation.name}: {why}")
-
-
-def check_options(table: Mapping[str, Callable[..., object]], part: Part, where: str, what: str) -> None:
-    """Refuse a name that is not in the table, and options that its constructor's keyword-only signature does not take."""
-    if part.name not in table:
-        raise UserError(f"{where}: {part.name!r} is no {what}{suggestion(part.name, table)}")
-    constructor = table[part.name]
-    known = {entry.name: entry for entry in inspect.signature(constructor).parameters.values() if entry.kind is entry.KEYWORD_ONLY}
-    for key in part.options:
-        if key not in known:
-            raise UserError(f"{where}.{key} is unknown: {what} {part.name} has no such option{suggestion(key, known)}")
-    for key, entry in known.items():
-        if entry.default is entry.empty and key not in part.options:
-            raise UserError(f"{where}.{key} is missing: {what} {part.name} needs it")
-    hints = get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
-    for key, value in part.options.items():
-        try:
-            read = TypeAdapter(hints.get(key, Any)).validate_python(value)
-        except ValidationError as error:
-            raise UserError(f"{where}.{key}: {error.errors()[0]['msg']}, not {value!r}") from None
-        if not faithful(value, read):  # the constructor gets the value as it stands
-            raise UserError(f"{where}.{key}: must be {read!r} as YAML writes it, not {value!r}")
-
-
-def faithful(given: Any, read: Any) -> bool:
-    """Whether a value was taken as it stands: "false" is no boolean and 3.0 no integer, but 3 is a real number and a list a tuple."""
-    if isinstance(given, list) and isinstance(read, list | tuple):
-        return len(given) == len(read) and all(map(faithful, given, read))
-    if isinstance(given, Mapping) and isinstance(read, Mapping):
-        return given.keys() == read.keys() and all(faithful(given[key], read[key]) for key in given)
-    return type(given) is type(read) or (type(given) is int and type(read) is float)
 
 
 def check_prepared(params: Params) -> None:
