@@ -4,7 +4,6 @@ backbone -> head(stages) -> projection -> crf(output, image, superpixels) -> log
 """
 
 import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,6 +16,7 @@ from models.crf import CRF, CRFS
 from models.heads import HEADS, Head
 from models.losses import LOSSES, Loss
 from models.parts.layers import Output, Projection, classifier, conv_norm_act
+from models.parts.options import options
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ def build_loss(config: Choices, classes: int) -> Loss:
 
 
 def construct(table: Mapping[str, Callable[..., T]], part: Part, kind: str, *arguments: Any) -> T:
-    """`table[part.name]` built with its options; the keyword-only arguments are the options that there are."""
+    """`table[part.name]` built with its options."""
     if part.name not in table:
         raise ValueError(f"{kind} {part.name!r} is unknown{_suggestion(part.name, table)}")
     known = options(table[part.name])
@@ -156,12 +156,6 @@ def construct(table: Mapping[str, Callable[..., T]], part: Part, kind: str, *arg
     except (TypeError, ValueError) as error:  # torch's own, as of a dropout of 2, do not name the part
         reason = str(error).removeprefix(f"{kind} {part.name}: ")
         raise ValueError(f"{kind} {part.name}: {reason}") from error
-
-
-def options(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """A part's options: the keyword-only parameters of its constructor, with types and defaults."""
-    parameters = inspect.signature(constructor).parameters
-    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def _suggestion(name: str, known: Mapping[str, Any]) -> str:

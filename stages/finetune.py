@@ -1,23 +1,12 @@
-"""Train a finetune: `uv run python -m stages.finetune NAME`, a run that starts from another one's weights.
-
-Every seed that params.yaml asks for and that is not finished yet is trained, going on from its last checkpoint; then all are
-published as runs/NAME/weights.
-"""
-
-import argparse
+"""Train a finetune: `uv run python -m stages.finetune NAME`, a run that starts from another one's weights."""
 
 from stages.command import run
-from stages.training import train_run
+from stages.training import train_command
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="uv run python -m stages.finetune", description="Train a finetune of params.yaml.")
-    parser.add_argument("name", help="a key of `finetunes` in params.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and end")
-    parser.add_argument("--overfit-one-batch", action="store_true", help="sanity check: learn one batch by heart, write nothing")
-    options = parser.parse_args()
-    train_run("finetunes", options.name, dry_run=options.dry_run, overfit=options.overfit_one_batch)
+    train_command("finetune", "finetune")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the stages `train` and `finetune` share: check everything, train what is not finished, publish."""
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,6 +11,16 @@ from pipeline.settings import config
 from pipeline.settings.schema import Config
 from pipeline.training import checkpoint
 from stages.check import check, check_prepared
+
+
+def train_command(stage: str, what: str) -> None:
+    """The command `python -m stages.<stage>`, which trains a `method` or a `finetune` of params.yaml."""
+    parser = argparse.ArgumentParser(prog=f"uv run python -m stages.{stage}", description=f"Train a {what} of params.yaml.")
+    parser.add_argument("name", help=f"a key of `{what}s` in params.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and end")
+    parser.add_argument("--overfit-one-batch", action="store_true", help="sanity check: learn one batch by heart, write nothing")
+    options = parser.parse_args()
+    train_run(f"{what}s", options.name, dry_run=options.dry_run, overfit=options.overfit_one_batch)
 
 
 def train_run(kind: str, name: str, *, dry_run: bool = False, overfit: bool = False) -> None:

@@ -12,7 +12,7 @@ from models.crf.unary import Unary
 
 
 class CRF(Protocol):
-    """Built from (channels, classes, *, options); its options are its keyword-only arguments."""
+    """Built from (channels, classes, *, options); its options are its keyword-only arguments, and `more_options` if it has these."""
 
     dropout: nn.Dropout2d  # before the classifier
     classifier: nn.Conv2d  # 1x1

@@ -13,8 +13,9 @@ keep U and one small map for each iteration: full-size maps in between are compu
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,37 @@ from models.filters.blur import Blur
 from models.filters.field import Field, terms
 from models.kernels.precision import without_autocast
 from models.parts.layers import Undecayed, at_least_float32, classifier, resize, size_of
+
+THETAS = ("theta_alpha", "theta_beta", "theta_gamma")
+LEARNED = (*THETAS, "appearance", "smoothness", "weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `Conv` and `conv_crf` take alike. A Tensor is a number that learns: no check reads it, that would wait for a GPU."""
+
+    filter_size: int = 11  # the window's side
+    blur: int = 4
+    iterations: int = 5
+    theta_alpha: Tensor | float | None = None  # pixels; None: the colour kernel has no position
+    theta_beta: Tensor | float = 13.0  # colours of 0 to 255
+    theta_gamma: Tensor | float = 3.0  # pixels
+    appearance: Tensor | float = 10.0
+    smoothness: Tensor | float = 3.0
+    weight: Tensor | float = 0.2  # a Tensor may have one for each class
+    start: Literal["softmax", "logits"] = "softmax"
+    normalization: Literal["none", "symmetric"] = "none"  # symmetric: each kernel as D^-1/2 K D^-1/2, D being its sums
+
+    def __post_init__(self) -> None:
+        if self.filter_size < 1 or self.filter_size % 2 == 0:
+            raise ValueError(f"crf conv: filter_size must be odd and positive, not {self.filter_size}")
+        if self.blur < 1 or self.iterations < 0:
+            raise ValueError(f"crf conv: blur must be at least 1 and iterations not negative, not {self.blur} and {self.iterations}")
+        if self.start not in ("softmax", "logits"):
+            raise ValueError(f"crf conv: start must be softmax or logits, not {self.start!r}")
+        if self.normalization not in ("none", "symmetric"):
+            raise ValueError(f"crf conv: normalization must be none or symmetric, not {self.normalization!r}")
+        check_positive({name: theta for name in THETAS if (theta := getattr(self, name)) is not None})
 
 
 class Conv(nn.Module):
@@ -33,6 +65,7 @@ class Conv(nn.Module):
     test_iterations: in eval mode, null for as many as in training.
     """
 
+    more_options = Options
     needs_superpixels = False
     extras: tuple[str, ...] = ("unary",)
 
@@ -43,36 +76,26 @@ class Conv(nn.Module):
         *,
         dropout: float = 0.1,
         stride: int = 1,
-        filter_size: int = 11,
-        blur: int = 4,
-        iterations: int = 5,
         test_iterations: int | None = None,
-        theta_alpha: float | None = None,
-        theta_beta: float = 13.0,
-        theta_gamma: float = 3.0,
-        appearance: float = 10.0,
-        smoothness: float = 3.0,
-        weight: float = 0.2,
-        start: Literal["softmax", "logits"] = "softmax",
-        normalization: Literal["none", "symmetric"] = "none",
         trainable: bool = True,
         compatibility: bool = False,
         position: tuple[int, int] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        check_options(filter_size, blur, iterations, start, normalization)
-        test_iterations = iterations if test_iterations is None else test_iterations
-        values = {"theta_beta": theta_beta, "theta_gamma": theta_gamma, "weight": weight}
-        values |= {} if theta_alpha is None else {"theta_alpha": theta_alpha}
-        check_values({"stride": stride, "iterations": iterations, "test_iterations": test_iterations, **values}, appearance, smoothness)
+        chosen = Options(**options)
+        self.options: dict[str, Any] = asdict(chosen)
+        self.stride, self.test_iterations = stride, chosen.iterations if test_iterations is None else test_iterations
+        check_positive(
+            {"stride": stride, "iterations": chosen.iterations, "test_iterations": self.test_iterations, "weight": chosen.weight}
+        )
+        values = {name: getattr(chosen, name) for name in LEARNED}
+        check_strengths(values["appearance"], values["smoothness"])
         if position is not None and (len(position) != 2 or min(position) < 1):
             raise ValueError(f"crf conv: position must be [height, width], not {position}")
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(channels, classes)
-        self.stride, self.iterations, self.test_iterations = stride, iterations, test_iterations
-        self.filter_size, self.blur, self.start, self.normalization = filter_size, blur, start, normalization
-        self.values = values | {"appearance": appearance, "smoothness": smoothness}
-        learned = {name: math.log(value) for name, value in self.values.items() if value > 0 and trainable}
+        learned = {name: math.log(value) for name, value in values.items() if value and trainable}
         # Of `weight` each class has its own, as released.
         starts = {name: torch.full((classes,) if name == "weight" else (), value) for name, value in learned.items()}
         if compatibility:
@@ -86,18 +109,16 @@ class Conv(nn.Module):
         unary_BKhw = self.classifier(self.dropout(features_BChw))
         height, width = (-(-length // self.stride) for length in size_of(image_B3HW))
         logits_BKHW = resize(at_least_float32(unary_BKhw), (height, width))
-        field = dict(self.field.items())
-        now = {name: field[name].exp() if name in field else value for name, value in self.values.items()}
-        scores_BKHW = conv_crf(
-            logits_BKHW, 255 * resize(image_B3HW, (height, width)).to(logits_BKHW),
-            filter_size=self.filter_size, blur=self.blur, iterations=self.iterations if self.training else self.test_iterations,
-            theta_beta=now["theta_beta"], theta_gamma=now["theta_gamma"] / self.stride,
-            theta_alpha=now["theta_alpha"] / self.stride if "theta_alpha" in now else None,
-            appearance=now["appearance"], smoothness=now["smoothness"], weight=now["weight"],
-            start=self.start, normalization=self.normalization,
-            compatibility_KK=field.get("compatibility"), position_2HW=field.get("position"),
-        )  # fmt: skip
-        return scores_BKHW, {"unary": unary_BKhw}
+        image_B3HW = 255 * resize(image_B3HW, (height, width)).to(logits_BKHW)
+        matrices = {"compatibility_KK": self.field.get("compatibility"), "position_2HW": self.field.get("position")}
+        return conv_crf(logits_BKHW, image_B3HW, **self.now(), **matrices), {"unary": unary_BKhw}
+
+    def now(self) -> dict[str, Any]:
+        """The options as they now are: what has been learned, the mode's iterations, thetas in pixels of the map that is filtered."""
+        options = self.options | {name: value.exp() for name, value in self.field.items() if name in LEARNED}
+        if not self.training:
+            options["iterations"] = self.test_iterations
+        return options | {name: options[name] / self.stride for name in ("theta_alpha", "theta_gamma") if options[name] is not None}
 
 
 @torch.compiler.disable  # loops over taps and bands, which a compiler would unroll for half a minute
@@ -105,44 +126,32 @@ def conv_crf(
     unary_BKHW: Tensor,
     image_B3HW: Tensor,
     *,
-    filter_size: int = 11,
-    blur: int = 4,
-    iterations: int = 5,
-    theta_beta: Tensor | float = 13.0,
-    theta_gamma: Tensor | float = 3.0,
-    theta_alpha: Tensor | float | None = None,
-    appearance: Tensor | float = 10.0,
-    smoothness: Tensor | float = 3.0,
-    weight: Tensor | float = 0.2,
-    start: Literal["softmax", "logits"] = "softmax",
-    normalization: Literal["none", "symmetric"] = "none",
     compatibility_KK: Tensor | None = None,
     position_2HW: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """The scores BKHW after `iterations` steps (none: U), of the unary's type; half precision is computed in float32.
 
-    unary: logits; the image in [0, 255], of their size. Thetas in pixels (beta: in colours) and weights are numbers or scalar
-    tensors, `weight` also one value for each class. position: rows and columns in pixels in place of those of the smoothness kernel.
-    normalization: symmetric divides each kernel by the roots of its sums, D^-1/2 K D^-1/2.
+    unary: logits; the image in [0, 255], of their size. options: of `Options`, numbers that learn as scalar tensors, `weight` also
+    as one value for each class. position: rows and columns in pixels in place of those of the smoothness kernel.
     ValueError: sizes that do not fit, an option out of range.
     """
-    check_options(filter_size, blur, iterations, start, normalization)
-    check_thetas((theta_beta, theta_gamma, theta_alpha))
+    chosen = Options(**options)
     check_sizes(unary_BKHW, image_B3HW, compatibility_KK, position_2HW)
     with without_autocast(unary_BKHW.device):
         log_BKHW = at_least_float32(unary_BKHW).log_softmax(1)
-        blocks = Blur(size_of(log_BKHW), blur)
-        features = features_of(image_B3HW.to(log_BKHW), theta_beta, theta_gamma, theta_alpha, position_2HW)
+        blocks = Blur(size_of(log_BKHW), chosen.blur)
+        features = features_of(image_B3HW.to(log_BKHW), chosen.theta_beta, chosen.theta_gamma, chosen.theta_alpha, position_2HW)
         features = [blocks.lowered(feature_BCHW, blocks.whole) for feature_BCHW in features]
-        weights = [scalar(appearance, log_BKHW), scalar(smoothness, log_BKHW)]
+        weights = [scalar(chosen.appearance, log_BKHW), scalar(chosen.smoothness, log_BKHW)]
         field = Field(
             log_BKHW=log_BKHW,
-            terms=terms(features, weights, filter_size, blocks, normalization),
+            terms=terms(features, weights, chosen.filter_size, blocks, chosen.normalization),
             blur=blocks,
-            weight_K11=tensor(weight, log_BKHW).reshape(-1, 1, 1),
+            weight_K11=tensor(chosen.weight, log_BKHW).reshape(-1, 1, 1),
             compatibility_KK=None if compatibility_KK is None else compatibility_KK.to(log_BKHW),
         )
-        return field.scores_after(iterations, start).to(unary_BKHW.dtype)
+        return field.scores_after(chosen.iterations, chosen.start).to(unary_BKHW.dtype)
 
 
 def features_of(
@@ -179,30 +188,15 @@ def scalar(value: Tensor | float, like: Tensor) -> Tensor:
     return tensor(value, like).reshape(())
 
 
-def check_options(filter_size: int, blur: int, iterations: int, start: str, normalization: str) -> None:
-    """ValueError for an option out of range."""
-    if filter_size < 1 or filter_size % 2 == 0:
-        raise ValueError(f"crf conv: filter_size must be odd and positive, not {filter_size}")
-    if blur < 1 or iterations < 0:
-        raise ValueError(f"crf conv: blur must be at least 1 and iterations not negative, not {blur} and {iterations}")
-    if start not in ("softmax", "logits"):
-        raise ValueError(f"crf conv: start must be softmax or logits, not {start!r}")
-    if normalization not in ("none", "symmetric"):
-        raise ValueError(f"crf conv: normalization must be none or symmetric, not {normalization!r}")
-
-
-def check_thetas(thetas: Sequence[Tensor | float | None]) -> None:
-    """ValueError for a number that is no bandwidth; tensors are not read, which would wait for a GPU."""
-    for theta in thetas:
-        if isinstance(theta, float | int) and not 0 < theta < math.inf:
-            raise ValueError(f"crf conv: thetas must be positive, not {theta}")
-
-
-def check_values(positive: Mapping[str, float], appearance: float, smoothness: float) -> None:
-    """ValueError for a number of the module's that is not positive, or where both kernels have no weight."""
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
+def check_positive(values: Mapping[str, Tensor | float]) -> None:
+    """ValueError for a number that is not positive."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) and not 0 < value < math.inf:
             raise ValueError(f"crf conv: {name} must be positive, not {value}")
+
+
+def check_strengths(appearance: float, smoothness: float) -> None:
+    """ValueError for a negative number, or where both kernels have no weight."""
     if not (0 <= appearance < math.inf and 0 <= smoothness < math.inf and appearance + smoothness > 0):
         raise ValueError(f"crf conv: appearance and smoothness must not be negative, nor both 0, not {appearance} and {smoothness}")
 

@@ -19,6 +19,7 @@ sums, as matrix products may be TF32 on CUDA.
 import functools
 import math
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from models.kernels.flops import declare
+from models.flops import declare
 from models.kernels.superpixels import Segments, segments
 from models.kernels.taps import products, weighted_sum
 from models.parts.layers import at_least_float32, classifier, resize, resize_nearest, size_of, superpixel_mean
@@ -34,32 +35,43 @@ from models.parts.layers import at_least_float32, classifier, resize, resize_nea
 WAVES = 32  # channels that encode each coordinate
 
 
-class Embedded(nn.Module):
-    """Message passing on the features, then dropout and the classifier. The options are MessagePassing's."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `Embedded` and `MessagePassing` take alike. A weight of 0 leaves its half out, and out of the work."""
 
+    embedding: int = 32  # channels of a token
+    kernel_size: int = 3  # of the window G(i)
+    dilation: int = 2
+    compatibility: Literal["neighbour", "pair"] = "neighbour"  # mu(j), or the paper's mu(i, j)
+    pairwise_weight: float = 0.2
+    superpixel_weight: float = 0.1
+    normalization: Literal["none", "count", "absolute"] = "none"  # M is divided by nothing, the taps, the sum of |mu k|
+    centre: bool = True  # whether a pixel is a tap of its own
+
+    def __post_init__(self) -> None:
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0 or self.dilation < 1 or self.embedding < 1:
+            found = f"{self.kernel_size}, {self.dilation} and {self.embedding}"
+            raise ValueError(f"crf embedded: kernel_size must be odd, dilation and embedding positive, not {found}")
+        if self.compatibility not in ("neighbour", "pair"):
+            raise ValueError(f"crf embedded: compatibility must be neighbour or pair, not {self.compatibility!r}")
+        if self.normalization not in ("none", "count", "absolute"):
+            raise ValueError(f"crf embedded: normalization must be none, count or absolute, not {self.normalization!r}")
+        if not math.isfinite(self.pairwise_weight) or not math.isfinite(self.superpixel_weight):
+            raise ValueError(f"crf embedded: its weights must be finite, not {self.pairwise_weight} and {self.superpixel_weight}")
+        if self.kernel_size == 1 and not self.centre:
+            raise ValueError("crf embedded: without its centre a window of kernel_size 1 is empty")
+
+
+class Embedded(nn.Module):
+    """Message passing on the features, then dropout and the classifier."""
+
+    more_options = Options
     extras = ()
 
-    def __init__(
-        self,
-        channels: int,
-        classes: int,
-        *,
-        dropout: float = 0.1,
-        embedding: int = 32,
-        kernel_size: int = 3,
-        dilation: int = 2,
-        compatibility: Literal["neighbour", "pair"] = "neighbour",
-        pairwise_weight: float = 0.2,
-        superpixel_weight: float = 0.1,
-        normalization: Literal["none", "count", "absolute"] = "none",
-        centre: bool = True,
-    ) -> None:
+    def __init__(self, channels: int, classes: int, *, dropout: float = 0.1, **options: Any) -> None:
         super().__init__()
-        self.messages = MessagePassing(
-            channels, embedding=embedding, kernel_size=kernel_size, dilation=dilation, compatibility=compatibility,
-            pairwise_weight=pairwise_weight, superpixel_weight=superpixel_weight, normalization=normalization, centre=centre,
-        )  # fmt: skip
-        self.needs_superpixels = superpixel_weight != 0
+        self.messages = MessagePassing(channels, **options)
+        self.needs_superpixels = self.messages.superpixel_weight != 0
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(channels, classes)
 
@@ -69,45 +81,19 @@ class Embedded(nn.Module):
 
 
 class MessagePassing(nn.Module):
-    """F* of the module's text, from released weights' names. A weight of 0 leaves its half out, and out of the work.
+    """F* of the module's text, from released weights' names."""
 
-    normalization: M is divided by nothing, by the number of taps, or by the sum of |mu k|. centre: whether a pixel is a tap of its own.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        embedding: int = 32,
-        kernel_size: int = 3,
-        dilation: int = 2,
-        compatibility: Literal["neighbour", "pair"] = "neighbour",
-        pairwise_weight: float = 0.2,
-        superpixel_weight: float = 0.1,
-        normalization: Literal["none", "count", "absolute"] = "none",
-        centre: bool = True,
-    ) -> None:
+    def __init__(self, channels: int, **options: Any) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0 or dilation < 1 or embedding < 1:
-            raise ValueError(
-                f"crf embedded: kernel_size must be odd, dilation and embedding positive, not {kernel_size}, {dilation} and {embedding}"
-            )
-        if compatibility not in ("neighbour", "pair"):
-            raise ValueError(f"crf embedded: compatibility must be neighbour or pair, not {compatibility!r}")
-        if normalization not in ("none", "count", "absolute"):
-            raise ValueError(f"crf embedded: normalization must be none, count or absolute, not {normalization!r}")
-        if not math.isfinite(pairwise_weight) or not math.isfinite(superpixel_weight):
-            raise ValueError(f"crf embedded: its weights must be finite, not {pairwise_weight} and {superpixel_weight}")
-        if kernel_size == 1 and not centre:
-            raise ValueError("crf embedded: without its centre a window of kernel_size 1 is empty")
-        self.window, self.centre = (kernel_size, dilation), centre
-        self.compatibility, self.normalization = compatibility, normalization
-        self.pairwise_weight, self.superpixel_weight = pairwise_weight, superpixel_weight
-        self.position_conv = nn.Conv2d(2 * WAVES, embedding, 1, bias=False)
-        self.image_conv = nn.Conv2d(3, embedding, 1, bias=False)
-        self.compatibility_conv = nn.Conv2d(channels * (2 if compatibility == "pair" else 1), 1, 1, bias=False)
+        chosen = Options(**options)
+        self.window, self.centre = (chosen.kernel_size, chosen.dilation), chosen.centre
+        self.compatibility, self.normalization = chosen.compatibility, chosen.normalization
+        self.pairwise_weight, self.superpixel_weight = chosen.pairwise_weight, chosen.superpixel_weight
+        self.position_conv = nn.Conv2d(2 * WAVES, chosen.embedding, 1, bias=False)
+        self.image_conv = nn.Conv2d(3, chosen.embedding, 1, bias=False)
+        self.compatibility_conv = nn.Conv2d(channels * (2 if self.compatibility == "pair" else 1), 1, 1, bias=False)
         # Without the pairwise half nothing reaches these: not to be waited for by gradient reduction, nor decayed.
-        self.requires_grad_(pairwise_weight != 0)
+        self.requires_grad_(self.pairwise_weight != 0)
 
     def forward(self, features_BCHW: Tensor, image_B3hw: Tensor, superpixels_Bhw: Tensor | None) -> Tensor:
         """features_BCHW at any stride; image in [0, 1] and superpixels (any integers) of any size. Sums are float32 under autocast.

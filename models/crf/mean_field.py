@@ -14,8 +14,9 @@ this one is a reconstruction, CRF-RNN on the head's logits at their own stride.
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,27 @@ from models.filters.spatial import Spatial
 from models.kernels.precision import product, without_autocast
 from models.parts.layers import Undecayed, at_least_float32, classifier, resize, size_of
 
-NORMALIZATIONS = ("rows", "symmetric", "none")
+THETAS = ("theta_alpha", "theta_beta", "theta_gamma")
 TINY = 1e-20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `MeanField` and `mean_field` take alike. A Tensor is a number that learns: no check reads it, that would wait for a GPU."""
+
+    iterations: int = 5
+    theta_alpha: Tensor | float = 160.0  # pixels
+    theta_beta: Tensor | float = 3.0  # colours of 0 to 255
+    theta_gamma: Tensor | float = 3.0  # pixels
+    filtering: Literal["exact", "permutohedral"] = "exact"
+    normalization: Literal["rows", "symmetric", "none"] = "rows"
+
+    def __post_init__(self) -> None:
+        check_positive({name: getattr(self, name) for name in THETAS})
+        if self.filtering not in FILTERS:
+            raise ValueError(f"crf mean_field: filtering must be {' or '.join(FILTERS)}, not {self.filtering!r}")
+        if self.normalization not in ("rows", "symmetric", "none"):
+            raise ValueError(f"crf mean_field: normalization must be rows, symmetric or none, not {self.normalization!r}")
 
 
 class MeanField(nn.Module):
@@ -36,6 +56,7 @@ class MeanField(nn.Module):
     matrices, or diagonal (class). test_iterations: in eval mode, null for as many as in training.
     """
 
+    more_options = Options
     needs_superpixels = False
     extras: tuple[str, ...] = ("unary",)
 
@@ -45,41 +66,33 @@ class MeanField(nn.Module):
         classes: int,
         *,
         dropout: float = 0.1,
-        iterations: int = 5,
         test_iterations: int | None = None,
-        theta_alpha: float = 160.0,
-        theta_beta: float = 3.0,
-        theta_gamma: float = 3.0,
         learn_bandwidths: bool = False,
         spatial_weight: float = 3.0,
         bilateral_weight: float = 5.0,
         weights: Literal["full", "class"] = "full",
-        filtering: Literal["exact", "permutohedral"] = "exact",
-        normalization: Literal["rows", "symmetric", "none"] = "rows",
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.thetas = {"theta_alpha": theta_alpha, "theta_beta": theta_beta, "theta_gamma": theta_gamma}
-        for name, value in {**self.thetas, "iterations": iterations, "test_iterations": test_iterations}.items():
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"crf mean_field: {name} must be positive, not {value}")
+        chosen = Options(**options)
+        self.options: dict[str, Any] = asdict(chosen)
+        self.test_iterations = chosen.iterations if test_iterations is None else test_iterations
+        check_positive({"iterations": chosen.iterations, "test_iterations": self.test_iterations})
         for name, value in {"spatial_weight": spatial_weight, "bilateral_weight": bilateral_weight}.items():
             if not math.isfinite(value):
                 raise ValueError(f"crf mean_field: {name} must be finite, not {value}")
-        if learn_bandwidths and filtering == "permutohedral":
+        if learn_bandwidths and chosen.filtering == "permutohedral":
             raise ValueError(
                 "crf mean_field: learn_bandwidths needs filtering: exact, the lattice's gradient to them often points the wrong way"
             )
         if weights not in ("full", "class"):
             raise ValueError(f"crf mean_field: weights must be full or class, not {weights!r}")
-        _check_options(filtering, normalization)
-        self.iterations, self.test_iterations = iterations, test_iterations or iterations
-        self.filtering, self.normalization = filtering, normalization
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = classifier(channels, classes)
         ones_K = torch.ones(classes)
         diagonals = {"spatial_weight": spatial_weight * ones_K, "bilateral_weight": bilateral_weight * ones_K}
         starts = diagonals if weights == "class" else {name: diagonal_K.diag() for name, diagonal_K in diagonals.items()}
-        logarithms = {name: torch.tensor(math.log(value)) for name, value in self.thetas.items() if learn_bandwidths}
+        logarithms = {name: torch.tensor(math.log(self.options[name])) for name in THETAS if learn_bandwidths}
         self.field = Undecayed({**starts, "compatibility": torch.eye(classes), **logarithms})
 
     def forward(self, features_BChw: Tensor, image_B3HW: Tensor, superpixels_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,23 +101,16 @@ class MeanField(nn.Module):
         logits_BKhw = at_least_float32(unary_BKhw)
         size = size_of(logits_BKhw)
         stride = math.sqrt(math.prod(size_of(image_B3HW)) / max(math.prod(size), 1))
-        scores_BKhw = mean_field(
-            logits_BKhw, 255 * resize(image_B3HW, size).to(logits_BKhw),
-            iterations=self.iterations if self.training else self.test_iterations,
-            theta_alpha=self.theta("theta_alpha") / stride, theta_beta=self.theta("theta_beta"),
-            theta_gamma=self.theta("theta_gamma") / stride, spatial_weight_KK=self.weight("spatial_weight"),
-            bilateral_weight_KK=self.weight("bilateral_weight"), compatibility_KK=self.weight("compatibility"),
-            filtering=self.filtering, normalization=self.normalization,
-        )  # fmt: skip
+        weights = {f"{name}_KK": self.field[name] for name in ("spatial_weight", "bilateral_weight", "compatibility")}
+        scores_BKhw = mean_field(logits_BKhw, 255 * resize(image_B3HW, size).to(logits_BKhw), **self.now(stride), **weights)
         return scores_BKhw, {"unary": unary_BKhw}
 
-    def theta(self, name: str) -> Tensor | float:
-        """A bandwidth as it now is."""
-        return self.field[name].exp() if name in self.field else self.thetas[name]
-
-    def weight(self, name: str) -> Tensor:
-        """Ws, Wb or C as it now is: KK, or its diagonal K."""
-        return self.field[name]
+    def now(self, stride: Tensor | float) -> dict[str, Any]:
+        """The options as they now are: bandwidths that have been learned, in pixels of the logits, and the mode's iterations."""
+        options = self.options | {name: self.field[name].exp() for name in THETAS if name in self.field}
+        if not self.training:
+            options["iterations"] = self.test_iterations
+        return options | {name: options[name] / stride for name in ("theta_alpha", "theta_gamma")}
 
 
 @torch.compiler.disable  # lists of near tiles, which differ from image to image
@@ -112,25 +118,20 @@ def mean_field(
     logits_BKHW: Tensor,
     image_B3HW: Tensor,
     *,
-    iterations: int = 5,
-    theta_alpha: Tensor | float = 160.0,
-    theta_beta: Tensor | float = 3.0,
-    theta_gamma: Tensor | float = 3.0,
     spatial_weight_KK: Tensor,
     bilateral_weight_KK: Tensor,
     compatibility_KK: Tensor,
-    filtering: Literal["exact", "permutohedral"] = "exact",
-    normalization: Literal["rows", "symmetric", "none"] = "rows",
+    **options: Any,
 ) -> Tensor:
     """The logits BKHW after `iterations` steps, of the given logits' type; half precision is computed in float32.
 
-    The image is in [0, 255], of the logits' size; theta_alpha and theta_gamma in its pixels, theta_beta in its colours. Thetas may be
-    tensors that learn. A weight or compatibility of shape K stands for the diagonal matrix, and takes no matrix product.
-    ValueError: sizes that differ, an unknown filtering or normalization.
+    The image is in [0, 255], of the logits' size; options: of `Options`, theta_alpha and theta_gamma in the image's pixels. A weight
+    or compatibility of shape K stands for the diagonal matrix, and takes no matrix product.
+    ValueError: sizes that differ, an option out of range.
     """
-    _check(logits_BKHW, image_B3HW, iterations, (theta_alpha, theta_beta, theta_gamma))
+    chosen = Options(**options)
+    _check(logits_BKHW, image_B3HW, chosen.iterations)
     _check_weights(logits_BKHW.shape[1], (spatial_weight_KK, bilateral_weight_KK, compatibility_KK))
-    _check_options(filtering, normalization)
     if logits_BKHW.is_meta:  # which tiles are near is not known there
         return logits_BKHW.clone()
     with without_autocast(logits_BKHW.device):
@@ -139,12 +140,12 @@ def mean_field(
         spatial, bilateral, outer = (weight_KK.to(unary_BKHW) for weight_KK in (spatial_weight_KK, bilateral_weight_KK, compatibility_KK))
         near_KK, alike_KK = chained(outer, spatial), chained(outer, bilateral)
         unary_BKN = unary_BKHW.flatten(2)
-        features_B5N = bilateral_features(image_B3HW, theta_alpha, theta_beta)
+        features_B5N = bilateral_features(image_B3HW, chosen.theta_alpha, chosen.theta_beta)
         ones_11N = torch.ones_like(unary_BKN[:1, :1])
-        near = normalised(Spatial(*size_of(logits_BKHW), theta_gamma, unary_BKHW), ones_11N, normalization)
-        alike = normalised(FILTERS[filtering](features_B5N), ones_11N.expand(len(unary_BKN), -1, -1), normalization)
+        near = normalised(Spatial(*size_of(logits_BKHW), chosen.theta_gamma, unary_BKHW), ones_11N, chosen.normalization)
+        alike = normalised(FILTERS[chosen.filtering](features_B5N), ones_11N.expand(len(unary_BKN), -1, -1), chosen.normalization)
         scores_BKN = unary_BKN
-        for _ in range(iterations):
+        for _ in range(chosen.iterations):
             q_BKN = scores_BKN.softmax(1)
             scores_BKN = unary_BKN + times(near_KK, near(q_BKN)) + times(alike_KK, alike(q_BKN))
     return scores_BKN.view_as(unary_BKHW).to(logits_BKHW.dtype)
@@ -186,24 +187,21 @@ def _of_type(theta: Tensor | float, like: Tensor) -> Tensor | float:
     return theta.to(like) if isinstance(theta, Tensor) else theta
 
 
-def _check(logits_BKHW: Tensor, image_B3HW: Tensor, iterations: int, thetas: tuple[Tensor | float, ...]) -> None:
+def check_positive(values: Mapping[str, Tensor | float]) -> None:
+    """ValueError for a number that is not positive."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) and not 0 < value < math.inf:
+            raise ValueError(f"crf mean_field: {name} must be positive, not {value}")
+
+
+def _check(logits_BKHW: Tensor, image_B3HW: Tensor, iterations: int) -> None:
     if image_B3HW.shape != (len(logits_BKHW), 3, *size_of(logits_BKHW)):
         raise ValueError(f"crf mean_field: image {tuple(image_B3HW.shape)} does not fit logits {tuple(logits_BKHW.shape)}")
     if iterations < 0:
         raise ValueError(f"crf mean_field: iterations must not be negative, not {iterations}")
-    for theta in thetas:  # what learns is not read here: that would wait for a GPU
-        if not isinstance(theta, Tensor) and not 0 < theta < math.inf:
-            raise ValueError(f"crf mean_field: thetas must be positive, not {theta}")
 
 
 def _check_weights(classes: int, weights: tuple[Tensor, ...]) -> None:
     for weight_KK in weights:
         if weight_KK.shape not in ((classes, classes), (classes,)):
             raise ValueError(f"crf mean_field: weights and compatibility must be {classes} x {classes}, not {tuple(weight_KK.shape)}")
-
-
-def _check_options(filtering: str, normalization: str) -> None:
-    if filtering not in FILTERS:
-        raise ValueError(f"crf mean_field: filtering must be {' or '.join(FILTERS)}, not {filtering!r}")
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"crf mean_field: normalization must be rows, symmetric or none, not {normalization!r}")

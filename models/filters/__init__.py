@@ -1,4 +1,7 @@
-"""Dense Gaussian filtering of values on a set of points: exact, and on the permutohedral lattice."""
+"""Gaussian filtering of values: dense on a set of points (exact, and on the permutohedral lattice), along axes, and in a window.
+
+The filters import parts and kernels. Every weight depends on this folder: an edit here retrains.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol

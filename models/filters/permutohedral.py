@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.kernels.flops import declare
+from models.flops import declare
 from models.parts.layers import at_least_float32
 
 LARGEST = 2.0**40  # of a feature, in standard deviations: beyond, float64 no longer tells places in a simplex apart

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.kernels import flops
+from models import flops
 
 
 class Window(NamedTuple):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.kernels.flops import declare
+from models.flops import declare
 from models.kernels.shifts import TAPS, spread
 from models.parts.decoder import LOW_LEVEL_STRIDE, Decoder
 from models.parts.layers import End, ImagePooling, conv_norm_act

@@ -1,4 +1,7 @@
-"""GPU kernels in Triton, each beside the plain form that it must equal."""
+"""GPU kernels in Triton, each beside the plain form that it must equal, and what they count on: precision and tiles.
+
+They import nothing of ours but one another and flops.py, which only counts. Every weight depends on this folder: an edit here retrains.
+"""
 
 from functools import cache
 

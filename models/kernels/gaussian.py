@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.flops import declare
+from models.flops import declare
 from models.kernels.tiles import Tiles
 
 CHANNELS = 32  # values that a program takes at once

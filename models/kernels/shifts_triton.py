@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.shifts import empty_sums, empty_taps, layout
+from models.kernels.shifts_memory import empty_sums, empty_taps, layout
 
 LONG, SHORT = 128, 8  # sides of a block, the long one along the dense axis
 

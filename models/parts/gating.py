@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.kernels.flops import declare
+from models.flops import declare
 
 CACHED = 2**18  # values that a CPU works on at a time; other devices take all
 

@@ -2,7 +2,7 @@
 
 Most parts are traced as they stand. Those that work with lists of near tiles, bands, kernels of our own, or branches on a map's size, or
 that switch autocast off, have a plain form here, of the same weights and the same equations; it serves prediction alone and may need
-more memory.
+more memory. No weight depends on this folder: an edit here retrains nothing.
 """
 
 import copy

@@ -15,28 +15,26 @@ class PlainMeanField(nn.Module):
 
     def __init__(self, source: MeanField) -> None:
         super().__init__()
-        if source.filtering != "exact":
+        if (filtering := source.options["filtering"]) != "exact":
             raise ValueError(
-                f"crf mean_field: filtering: {source.filtering} builds its lattice from the image, which no graph holds; "
+                f"crf mean_field: filtering: {filtering} builds its lattice from the image, which no graph holds; "
                 "exact filtering is another result"
             )
         self.source = source
 
     def forward(self, features_BChw: Tensor, image_B3HW: Tensor, superpixels_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """(logits_BKhw, nothing more)."""
-        source = self.source
+        source, field = self.source, self.source.field
         unary_BKhw = source.classifier(source.dropout(features_BChw))
         (h, w), (H, W) = size_of(unary_BKhw), size_of(image_B3HW)
         area, small = (torch.full((), side, dtype=unary_BKhw.dtype, device=unary_BKhw.device) for side in (H * W, h * w))
-        stride = (area / small).sqrt()
-        near_KK, alike_KK = (
-            _matrix(source.weight("compatibility")) @ _matrix(source.weight(f"{kind}_weight")) for kind in ("spatial", "bilateral")
-        )
+        now = source.now((area / small).sqrt())
+        near_KK, alike_KK = (_matrix(field["compatibility"]) @ _matrix(field[f"{kind}_weight"]) for kind in ("spatial", "bilateral"))
         image_B3hw = 255 * F.interpolate(image_B3HW, (h, w), mode="bilinear")
-        places_2hw = grid((h, w), unary_BKhw) / (source.theta("theta_alpha") / stride)
-        colours_B3hw = image_B3hw / source.theta("theta_beta")
+        places_2hw = grid((h, w), unary_BKhw) / now["theta_alpha"]
+        colours_B3hw = image_B3hw / now["theta_beta"]
         kernel_BNN = torch.exp(-0.5 * (_squares(places_2hw[None].flatten(2)) + _squares(colours_B3hw.flatten(2))))
-        rows_hh, columns_ww = (_gaussian(side, source.theta("theta_gamma") / stride, unary_BKhw) for side in (h, w))
+        rows_hh, columns_ww = (_gaussian(side, now["theta_gamma"], unary_BKhw) for side in (h, w))
 
         def near(values_BVN: Tensor) -> Tensor:
             along_BVhw = _last(values_BVN.unflatten(2, (h, w)), columns_ww)
@@ -47,9 +45,9 @@ class PlainMeanField(nn.Module):
 
         unary_BKN = unary_BKhw.flatten(2)
         ones_B1N = torch.ones_like(unary_BKN[:, :1])
-        near_normal, alike_normal = (normalised(kernel, ones_B1N, source.normalization) for kernel in (near, alike))
+        near_normal, alike_normal = (normalised(kernel, ones_B1N, now["normalization"]) for kernel in (near, alike))
         scores_BKN = unary_BKN
-        for _ in range(source.test_iterations):
+        for _ in range(now["iterations"]):
             q_BKN = scores_BKN.softmax(1)
             scores_BKN = unary_BKN + _times(near_KK, near_normal(q_BKN)) + _times(alike_KK, alike_normal(q_BKN))
         return scores_BKN.unflatten(2, (h, w)), {}
@@ -87,24 +85,22 @@ class PlainConv(nn.Module):
 
     def __init__(self, source: Conv) -> None:
         super().__init__()
-        self.source = source
+        self.source, self.blur = source, source.options["blur"]
 
     def forward(self, features_BChw: Tensor, image_B3HW: Tensor, superpixels_BHW: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """(scores_BKHW at the image's size divided by `stride`, nothing more)."""
-        source, field = self.source, dict(self.source.field.items())
+        source, field, now = self.source, self.source.field, self.source.now()
         unary_BKhw = source.classifier(source.dropout(features_BChw))
         height, width = ((side + source.stride - 1) // source.stride for side in size_of(image_B3HW))
         log_BKHW = F.interpolate(unary_BKhw, (height, width), mode="bilinear").log_softmax(1)
         image_BCHW = 255 * F.interpolate(image_B3HW, (height, width), mode="bilinear")
-        now = {name: field[name].exp() if name in field else value for name, value in source.values.items()}
-        alpha = now["theta_alpha"] / source.stride if "theta_alpha" in now else None
-        features = features_of(image_BCHW, now["theta_beta"], now["theta_gamma"] / source.stride, alpha, field.get("position"))
+        features = features_of(image_BCHW, now["theta_beta"], now["theta_gamma"], now["theta_alpha"], field.get("position"))
         weights = [scalar(now[name], log_BKHW) for name in ("appearance", "smoothness")]
         terms = self.terms([self.lowered(feature_BCHW) for feature_BCHW in features], weights, log_BKHW)
         share_K11 = tensor(now["weight"], log_BKHW).reshape(-1, 1, 1)
         scores_BKHW = log_BKHW
-        for step in range(source.test_iterations):
-            q_BKHW = scores_BKHW.softmax(1) if step or source.start == "softmax" else log_BKHW
+        for step in range(now["iterations"]):
+            q_BKHW = scores_BKHW.softmax(1) if step or now["start"] == "softmax" else log_BKHW
             message_BKHW = torch.zeros_like(q_BKHW)
             for kernel_BThw, root_B1HW, weight in terms:
                 m_BKhw = self.filtered(self.lowered(root_B1HW * q_BKHW), kernel_BThw)
@@ -118,7 +114,7 @@ class PlainConv(nn.Module):
         """(kernel BThw, D^-1/2 B1HW, weight) of what is filtered by itself: both kernels together where nothing is normalised."""
         kernels = [self.kernel(feature_BChw) for feature_BChw in features]
         ones_B1HW, one = torch.ones_like(like_BKHW[:, :1]), torch.ones_like(weights[0])
-        if self.source.normalization == "none":
+        if self.source.options["normalization"] == "none":
             return [(weights[0] * kernels[0] + weights[1] * kernels[1], ones_B1HW, one)]
         found = []
         for kernel_BThw, weight in zip(kernels, weights, strict=True):
@@ -137,13 +133,13 @@ class PlainConv(nn.Module):
 
     def taps(self, x_BChw: Tensor) -> Tensor:
         """The map as each tap of the window finds it, 0 outside: B, C, T, h, w."""
-        size = self.source.filter_size
+        size = self.source.options["filter_size"]
         unfolded_BNL = F.unfold(x_BChw, size, padding=size // 2)
         return unfolded_BNL.unflatten(1, (x_BChw.shape[1], size**2)).unflatten(3, size_of(x_BChw))
 
     def lowered(self, x_BCHW: Tensor) -> Tensor:
         """Means over blocks of blur x blur pixels, over the pixels that there are."""
-        factor = self.source.blur
+        factor = self.blur
         if factor == 1:
             return x_BCHW
         missing = self.missing(x_BCHW)
@@ -152,11 +148,11 @@ class PlainConv(nn.Module):
 
     def raised(self, x_BChw: Tensor, like_BCHW: Tensor) -> Tensor:
         """Bilinear interpolation back to full size, by the two rows and columns that each pixel lies between."""
-        if self.source.blur == 1:
+        if self.blur == 1:
             return x_BChw
         left, _, above, _ = self.missing(like_BCHW)
         for axis, before in ((2, above), (3, left)):
-            place = (torch.arange(like_BCHW.shape[axis], device=x_BChw.device, dtype=x_BChw.dtype) + before + 0.5) / self.source.blur - 0.5
+            place = (torch.arange(like_BCHW.shape[axis], device=x_BChw.device, dtype=x_BChw.dtype) + before + 0.5) / self.blur - 0.5
             place, last = place.clamp(min=0), x_BChw.shape[axis] - 1
             low = place.long()
             share = (place - low).unflatten(0, (-1, 1)) if axis == 2 else place - low
@@ -165,6 +161,6 @@ class PlainConv(nn.Module):
 
     def missing(self, x_BCHW: Tensor) -> tuple[int, int, int, int]:
         """What is missing to whole blocks: (left, right, above, below)."""
-        rows, columns = ((-length) % self.source.blur for length in size_of(x_BCHW))
+        rows, columns = ((-length) % self.blur for length in size_of(x_BCHW))
         left, above = (columns + 1) // 2, (rows + 1) // 2
         return left, columns - left, above, rows - above

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from models.kernels.flops import declared
+from models.flops import declared
 from pipeline.evaluation.dense_crf import refined
 from pipeline.evaluation.inference import scaled_size
 from pipeline.evaluation.windows import Network, starts
@@ -34,7 +34,7 @@ def parameters(network: Network) -> int:
 def flops(network: Network, size: tuple[int, int], evaluation: Evaluation, *, superpixels: bool) -> int:
     """Twice the multiply-adds of predicting one image of (height, width) at a single scale.
 
-    One forward pass is counted (matrix products, convolutions, attention and what `models.kernels.flops` is told of; no other element-wise
+    One forward pass is counted (matrix products, convolutions, attention and what `models.flops` is told of; no other element-wise
     work), times the windows.
     """
     height, width = scaled_size(size, evaluation.short_side, 1.0)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.flops import declared
 from models.heads.attention import Attention
 from models.heads.deeplab import DeepLab
 from models.heads.fcn import FCN
 from models.heads.psp import PSP
-from models.kernels.flops import declared
 from models.parts import attention
 from models.parts.attention import along_columns, attend
 from models.parts.layers import Projection

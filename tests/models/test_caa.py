@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.flops import declared
 from models.heads.caa import CAA, Gate, channelized_axial_attention
-from models.kernels.flops import declared
 from models.parts import gating
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "caa_a.npz"

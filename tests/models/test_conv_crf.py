@@ -12,7 +12,7 @@ from torch import Tensor
 from models.crf.conv import Conv, conv_crf, grid
 from models.filters import blur as blurs
 from models.filters.window import Window, window_filter, window_kernel
-from models.kernels.flops import declared
+from models.flops import declared
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "convcrf_a.npz"
 CASES = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.crf.embedded import Embedded, MessagePassing
-from models.kernels.flops import declared
+from models.flops import declared
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "ecrf_a.npz"
 

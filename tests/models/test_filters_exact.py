@@ -161,7 +161,7 @@ def test_a_product_broadcasts_and_leaves_the_settings_alone() -> None:
 INTERPRETED = """
 import torch
 from models.filters import exact; from models.kernels import tiles
-from models.kernels.flops import declared
+from models.flops import declared
 from models.kernels import gaussian
 
 tiles.TILE["cpu"] = 24

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.filters import FILTERS
 from models.filters.permutohedral import Permutohedral
-from models.kernels.flops import declared
+from models.flops import declared
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "crfrnn_a.npz"
 

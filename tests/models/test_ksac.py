@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models.kernels
+from models.flops import declared
 from models.heads.ksac import KSAC, shared_atrous_conv
-from models.kernels.flops import declared
 from models.kernels.shifts import collect, spread
 
 
