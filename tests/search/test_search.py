@@ -113,7 +113,7 @@ def test_what_names_a_search(project: Project, monkeypatch: pytest.MonkeyPatch) 
     assert name() != first
     project.params["train"]["momentum"] = 0.9
     assert name() == first
-    monkeypatch.setattr(fingerprint, "tree_hash", lambda path: "edited" if path.name == "inference.py" else hashed(path))
+    monkeypatch.setattr(fingerprint, "tree_hash", lambda path: "edited" if path.name == "evaluation" else hashed(path))
     assert name() != first
 
 
