@@ -15,8 +15,8 @@ from models.backbones import backbone
 from models.crf import CRF, CRFS
 from models.heads import HEADS, Head
 from models.losses import LOSSES, Loss
+from models.options import options
 from models.parts.layers import Output, Projection, classifier, conv_norm_act
-from models.parts.options import options
 
 T = TypeVar("T")
 

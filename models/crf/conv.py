@@ -54,7 +54,7 @@ class Options:
             raise ValueError(f"crf conv: start must be softmax or logits, not {self.start!r}")
         if self.normalization not in ("none", "symmetric"):
             raise ValueError(f"crf conv: normalization must be none or symmetric, not {self.normalization!r}")
-        check_positive({name: theta for name in THETAS if (theta := getattr(self, name)) is not None})
+        check_positive({name: getattr(self, name) for name in THETAS if name != "theta_alpha" or self.theta_alpha is not None})
 
 
 class Conv(nn.Module):
@@ -188,10 +188,10 @@ def scalar(value: Tensor | float, like: Tensor) -> Tensor:
     return tensor(value, like).reshape(())
 
 
-def check_positive(values: Mapping[str, Tensor | float]) -> None:
+def check_positive(values: Mapping[str, Tensor | float | None]) -> None:
     """ValueError for a number that is not positive."""
     for name, value in values.items():
-        if not isinstance(value, Tensor) and not 0 < value < math.inf:
+        if value is None or (not isinstance(value, Tensor) and not 0 < value < math.inf):
             raise ValueError(f"crf conv: {name} must be positive, not {value}")
 
 

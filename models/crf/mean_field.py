@@ -187,10 +187,10 @@ def _of_type(theta: Tensor | float, like: Tensor) -> Tensor | float:
     return theta.to(like) if isinstance(theta, Tensor) else theta
 
 
-def check_positive(values: Mapping[str, Tensor | float]) -> None:
+def check_positive(values: Mapping[str, Tensor | float | None]) -> None:
     """ValueError for a number that is not positive."""
     for name, value in values.items():
-        if not isinstance(value, Tensor) and not 0 < value < math.inf:
+        if value is None or (not isinstance(value, Tensor) and not 0 < value < math.inf):
             raise ValueError(f"crf mean_field: {name} must be positive, not {value}")
 
 

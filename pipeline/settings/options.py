@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.parts.options import options
+from models.options import options
 from pipeline.ground.errors import UserError
 from pipeline.settings.schema import Part
 from pipeline.settings.strict import suggestion

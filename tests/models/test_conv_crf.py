@@ -378,3 +378,11 @@ def test_a_gpu_gives_the_same(options: dict[str, object]) -> None:
                 assert (ours.cpu() - expected).abs().max() <= tolerance * expected.abs().max()
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("name", ["theta_beta", "theta_gamma"])
+def test_a_bandwidth_that_is_none_is_refused_by_name(name: str) -> None:
+    unary, image = torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)
+    for call in (lambda: Conv(4, 2, **{name: None}), lambda: conv_crf(unary, image, **{name: None})):
+        with pytest.raises(ValueError, match=f"{name} must be positive"):
+            call()

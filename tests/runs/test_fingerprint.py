@@ -35,6 +35,8 @@ def test_the_code_that_dvc_watches_is_what_the_fingerprint_hashes(stage: str, mo
 
 # What no result depends on: files and locks, params.yaml (whose values are watched, not its reading), MLflow, how a run goes on.
 FREE = {"pipeline.ground", "pipeline.settings", "pipeline.tracking", "pipeline.runs"}
+# Operations that are counted, and how options are read: neither changes a number.
+COUNTED = {"models.flops", "models.options"}
 # What an evaluation takes from its weights: an edit of these makes other weights.
 OF_WEIGHTS = {"models", "pipeline.training"}
 
@@ -44,8 +46,8 @@ OF_WEIGHTS = {"models", "pipeline.training"}
     [
         ("prepare", "pipeline.preparation.pairs", FREE | {"pipeline.download"}),  # the archives' manifest is watched
         ("superpixels", "pipeline.superpixels.sets", FREE | {"pipeline.data"}),  # maps are known by the images' bytes
-        ("train", "pipeline.training.loop", FREE | {"models.flops"}),
-        ("finetune", "pipeline.training.loop", FREE | {"models.flops"}),
+        ("train", "pipeline.training.loop", FREE | COUNTED),
+        ("finetune", "pipeline.training.loop", FREE | COUNTED),
         ("evaluate", "pipeline.evaluation.evaluate", FREE | OF_WEIGHTS),
         ("report", "pipeline.report.write", FREE),
         ("figures", "pipeline.figures.write", FREE | OF_WEIGHTS | {"pipeline.report"}),  # of which it takes how Markdown is written
