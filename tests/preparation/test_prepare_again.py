@@ -21,7 +21,7 @@ from pipeline.ground.errors import UserError
 def counted(monkeypatch) -> list[Path]:
     """The images that are opened from now on."""
     opened, open_ = [], images.rgb
-    monkeypatch.setattr(prepared, "rgb", lambda path: (opened.append(path), open_(path))[1])
+    monkeypatch.setattr(images, "rgb", lambda path: (opened.append(path), open_(path))[1])
     return opened
 
 
