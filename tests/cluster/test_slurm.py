@@ -233,6 +233,7 @@ def test_a_job_runs_the_code_that_was_submitted_though_its_stage_is_killed(proje
     """The job is held, the code edited and the stage killed; what the job then makes is of the old code and is collected."""
     for package in ("models", "pipeline", "cluster", "stages"):
         shutil.copytree(TESTS.parent / package, project.folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(TESTS.parent / "dvc.yaml", project.folder)
     project.profile |= {"backend": "slurm", "slurm": SLURM | {"options": {"hold": True}}}
     project.write()
     command = [sys.executable, "-m", "stages.train", "fcn"]
